@@ -79,14 +79,16 @@ type Subscriber struct {
 // A Directory finds the subscriber behind a request (libpcpd's
 // pcpd_getsubscriber). It may create state. pcp.ErrDrop means that the
 // request is to be ignored, any other error that it is not authorized.
+// internal is the packet's source or the third party.
 type Directory interface {
-	Subscriber(now time.Time, p *Packet) (Subscriber, error)
+	Subscriber(now time.Time, p *Packet, internal netip.Addr) (Subscriber, error)
 }
 
 // An Authorizer decides about a request that is correct in itself (libpcpd's
-// pcpd_authorize). The request knows its THIRD_PARTY.
+// pcpd_authorize). internal is the packet's source, or the third party if it
+// differs from that.
 type Authorizer interface {
-	Authorize(now time.Time, p *Packet, r *pcp.Request) error
+	Authorize(now time.Time, p *Packet, r *pcp.Request, internal netip.Addr) error
 }
 
 // A Counter counts (libpcpd's pcpd_incrcounter).

@@ -1,0 +1,289 @@
+package pcpserver
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// ErrNotFound is returned for a mapping that does not exist.
+var ErrNotFound = errors.New("no such mapping")
+
+// Mappings calls yield for each mapping, in no particular order, until it
+// returns false. It holds the server's lock: yield must not call back.
+func (s *Server) Mappings(now time.Time, yield func(Info) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.table.byKey {
+		if !yield(e.info(now)) {
+			return
+		}
+	}
+}
+
+// Mapping returns one mapping.
+func (s *Server) Mapping(now time.Time, k pcp.Key) (Info, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.table.byKey[k]
+	if e == nil {
+		return Info{}, false
+	}
+	return e.info(now), true
+}
+
+// Delete removes a mapping for an administrator: no nonce is asked for, and
+// its flows are cut. The client gets an unsolicited NOT_AUTHORIZED response if
+// updates are enabled (RFC 6887, Section 14.2).
+func (s *Server) Delete(now time.Time, k pcp.Key) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.table.byKey[k]
+	if e == nil {
+		return ErrNotFound
+	}
+	return s.evict(now, []*entry{e}, pcp.DeleteRequested, func(e *entry) {
+		s.event(EventDeleted, e, now)
+		s.table.remove(e)
+		s.queueError(now, e, pcp.ResultNotAuthorized)
+	})
+}
+
+// Uncache forgets a subscriber whom the device has destroyed or reset: what is
+// cached about it and all of its mappings (libpcpd's pcpd_uncache). The
+// mappings are gone in the device already or go now.
+func (s *Server) Uncache(now time.Time, id netip.Prefix) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for a, sub := range s.cache {
+		if sub.ID == id || id.Contains(a) {
+			delete(s.cache, a)
+		}
+	}
+	var gone []*entry
+	for _, e := range s.table.byKey {
+		if e.sub.id == id {
+			gone = append(gone, e)
+		}
+	}
+	return s.evict(now, gone, pcp.DeleteRequested, func(e *entry) {
+		s.event(EventDeleted, e, now)
+		s.table.remove(e)
+	})
+}
+
+// evict removes entries from their devices and calls done for each that is
+// gone. What a device would not remove stays.
+func (s *Server) evict(now time.Time, es []*entry, why pcp.DeleteReason, done func(*entry)) error {
+	var errs []error
+	for len(es) > 0 {
+		n := min(len(es), evictBatch)
+		if err := s.evictSome(now, es[:n], why, done); err != nil {
+			errs = append(errs, err)
+		}
+		es = es[n:]
+	}
+	return errors.Join(errs...)
+}
+
+// evictBatch bounds one transaction of our own making, so that requests do
+// not wait long behind it.
+const evictBatch = 500
+
+func (s *Server) evictSome(now time.Time, es []*entry, why pcp.DeleteReason, done func(*entry)) error {
+	staged := make([]*entry, 0, len(es))
+	var errs []error
+	for _, e := range es {
+		if e.suspended {
+			done(e)
+			continue
+		}
+		if err := e.svc.Device.DeleteMapping(now, &e.m, why); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		staged = append(staged, e)
+	}
+	if err := s.commitOwn(now); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, e := range staged {
+		if err := s.refused[&e.m]; err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		done(e)
+	}
+	return errors.Join(errs...)
+}
+
+// commitOwn commits what the server itself has staged.
+func (s *Server) commitOwn(now time.Time) error {
+	clear(s.refused)
+	if s.cfg.Committer == nil {
+		return nil
+	}
+	s.counters.commits.Add(1)
+	err := s.cfg.Committer.Commit(now, func(m *pcp.Mapping, err error) { s.refused[m] = err })
+	if err != nil {
+		s.counters.commitErr.Add(1)
+	}
+	return err
+}
+
+// expire removes the mappings whose lifetime is over. One that the device
+// would not let go is tried again a second later.
+func (s *Server) expire(now time.Time) {
+	s.scratch = s.table.wheel.expired(now, s.scratch[:0])
+	if len(s.scratch) == 0 {
+		return
+	}
+	gone := make(map[*entry]struct{}, len(s.scratch))
+	err := s.evict(now, s.scratch, pcp.DeleteExpired, func(e *entry) {
+		gone[e] = struct{}{}
+		s.counters.expired.Add(1)
+		s.event(EventExpired, e, now)
+		s.table.remove(e)
+	})
+	if err == nil {
+		return
+	}
+	s.log.Warn("expired mappings could not be removed, trying again", "err", err)
+	for _, e := range s.scratch {
+		if _, ok := gone[e]; !ok {
+			s.table.wheel.add(e)
+		}
+	}
+}
+
+// Readdress is called after a device's external addresses have changed. If
+// any mapping has lost its address, or force is set, the epoch starts anew
+// (RFC 6887, Section 8.5), the mappings that lost theirs get another, their
+// clients are sent mapping updates and restart announcements go out.
+func (s *Server) Readdress(now time.Time, force bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var lost []*entry
+	for _, e := range s.table.byKey {
+		if e.svc.external != nil && (e.suspended || !e.svc.external.External(e.m.External.Addr())) {
+			lost = append(lost, e)
+		}
+	}
+	if len(lost) == 0 && !force {
+		return
+	}
+	s.resetEpoch(now)
+	for len(lost) > 0 {
+		n := min(len(lost), evictBatch)
+		s.moveSome(now, lost[:n])
+		lost = lost[n:]
+	}
+}
+
+// moveSome gives entries another external address, in one transaction.
+func (s *Server) moveSome(now time.Time, es []*entry) {
+	to := make(map[*entry]*pcp.Mapping, len(es))
+	failed := make(map[*entry]error)
+	for _, e := range es {
+		if !e.suspended {
+			if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteMoved); err != nil {
+				s.log.Warn("mapping on a lost address could not be removed", "internal", e.m.Internal, "err", err)
+			}
+		}
+		if e.preferFailure {
+			failed[e] = errMovedAway
+			continue
+		}
+		m := e.m
+		m.External = netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+		m.Lifetime = ceilSecond(e.expires.Sub(now))
+		to[e] = &m
+		if err := s.readd(now, e, &m); err != nil {
+			s.abort(&m)
+			failed[e] = err
+		}
+	}
+	if err := s.commitOwn(now); err != nil {
+		s.log.Error("mappings could not be moved to the new external address", "err", err)
+		for _, e := range es {
+			failed[e] = err
+		}
+	}
+	for _, e := range es {
+		if m := to[e]; m != nil && s.refused[m] != nil {
+			failed[e] = s.refused[m]
+		}
+		s.moved(now, e, to[e], failed[e])
+	}
+}
+
+func (s *Server) readd(now time.Time, e *entry, m *pcp.Mapping) error {
+	if m.Kind == pcp.KindPeer {
+		_, err := e.svc.dynamic.AddDynamic(now, m, 0)
+		return err
+	}
+	filters := m.Filters
+	m.Filters = nil
+	var flags pcp.AddFlags
+	if len(filters) > 0 {
+		flags |= pcp.AddLocked
+	}
+	if _, err := e.svc.Device.AddMapping(now, m, flags); err != nil {
+		return err
+	}
+	if len(filters) == 0 {
+		return nil
+	}
+	err := e.svc.filterer.Filter(now, m, pcp.FilterUnlock, filters)
+	m.Filters = filters
+	return err
+}
+
+// errMovedAway ends a mapping whose client had asked for PREFER_FAILURE: it
+// wanted that external address or none (Section 14.2).
+var errMovedAway = pcp.NewError(pcp.ResultCannotProvideExternal, "external address is gone")
+
+// moved records what became of one entry and tells its client.
+func (s *Server) moved(now time.Time, e *entry, m *pcp.Mapping, err error) {
+	if err != nil {
+		e.suspended = true
+		if pe := resultOf(err); pe.Result != pcp.ResultNetworkFailure {
+			s.queueError(now, e, pe.Result)
+			s.event(EventDeleted, e, now)
+			s.table.remove(e)
+		}
+		return
+	}
+	e.m, e.suspended = *m, false
+	s.event(EventMoved, e, now)
+	s.queueUpdate(now, e)
+}
+
+// resetEpoch starts the epoch anew and queues the announcements of it, in
+// that order (Section 14.1.3).
+func (s *Server) resetEpoch(now time.Time) {
+	s.epochStart = now
+	s.queueAnnounce(now)
+}
+
+// Epoch returns the epoch time of clients without one of their own, in
+// seconds.
+func (s *Server) Epoch(now time.Time) uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.epoch(now, nil)
+}
+
+// Stats returns a snapshot of the counters.
+func (s *Server) Stats(now time.Time) Stats {
+	st := s.countersSnapshot()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Mappings[pcp.KindMap.String()] = s.table.maps
+	st.Mappings[pcp.KindPeer.String()] = len(s.table.byKey) - s.table.maps
+	st.Subscriber = len(s.table.subscribers)
+	st.Epoch = s.epoch(now, nil)
+	return st
+}

@@ -1,0 +1,200 @@
+package pcpserver
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// newEntry makes the entry of a mapping that is being created and charges the
+// subscriber for it, so that requests of one batch see each other's.
+func (s *Server) newEntry(c *Context) *entry {
+	return &entry{svc: c.svc, sub: s.table.charge(c.sub.ID)}
+}
+
+// stage remembers that c waits for the commit.
+func (s *Server) stage(c *Context, op operation, e *entry) {
+	c.op, c.e = op, e
+	s.pending[socket{c.m.Protocol, c.m.Internal}] = struct{}{}
+}
+
+// settle commits what is staged if the socket is part of it: a request must
+// see what the one before it did.
+func (s *Server) settle(now time.Time, k socket) {
+	if _, ok := s.pending[k]; ok {
+		s.flush(now)
+	}
+}
+
+func (s *Server) abort(m *pcp.Mapping) {
+	if s.cfg.Committer != nil {
+		s.cfg.Committer.Abort(m)
+	}
+}
+
+// flush commits the batch and answers its requests. Memory changes here and
+// only here, after the device said yes.
+func (s *Server) flush(now time.Time) {
+	for len(s.batch) > 0 {
+		batch := s.batch
+		s.batch = nil
+		clear(s.pending)
+		s.commit(now, batch)
+		s.batch = append(s.batch, s.conclude(now, batch)...)
+	}
+	clear(s.pending)
+}
+
+// commit makes the batch real and leaves in each context what became of it.
+func (s *Server) commit(now time.Time, batch []*Context) {
+	if s.cfg.Committer == nil {
+		return
+	}
+	clear(s.refused)
+	s.counters.commits.Add(1)
+	err := s.cfg.Committer.Commit(now, func(m *pcp.Mapping, err error) { s.refused[m] = err })
+	if err != nil {
+		s.counters.commitErr.Add(1)
+		s.log.Warn("device refused a transaction", "requests", len(batch), "err", err)
+	}
+	for _, c := range batch {
+		switch {
+		case err != nil:
+			c.err = err
+		case s.refused[&c.m] != nil:
+			c.err = s.refused[&c.m]
+		}
+	}
+}
+
+// conclude applies or undoes each request of a batch and answers it. It
+// returns those that were decided anew because their external port turned
+// out to be taken.
+func (s *Server) conclude(now time.Time, batch []*Context) (again []*Context) {
+	for _, c := range batch {
+		if c.err == nil {
+			s.apply(now, c)
+			s.finish(now, c, nil)
+			continue
+		}
+		err := c.err
+		if c.op == opCreate {
+			s.table.release(c.e.sub)
+		}
+		if c.op == opCreate && errors.Is(err, pcp.ErrConflict) && c.life > 0 {
+			tries := c.life - 1
+			err = s.retry(now, c)
+			c.life = tries
+			if err == nil && c.op != opNone {
+				again = append(again, c)
+				continue
+			}
+		}
+		s.finish(now, c, conflictResult(c, err))
+	}
+	return again
+}
+
+// retry decides a request once more, from the start.
+func (s *Server) retry(now time.Time, c *Context) error {
+	s.retrying = true
+	defer func() { s.retrying = false }()
+	c.reset()
+	return s.receive(now, c)
+}
+
+// conflictResult says what a conflict that would not go away means: where a
+// certain port was asked for it is the client's matter, else ours.
+func conflictResult(c *Context, err error) error {
+	if !errors.Is(err, pcp.ErrConflict) {
+		return err
+	}
+	if c.req.Opcode == pcp.OpcodePeer || c.preferFailure {
+		return &pcp.Error{Result: pcp.ResultCannotProvideExternal, Err: err}
+	}
+	return err
+}
+
+// apply puts a committed request into the table.
+func (s *Server) apply(now time.Time, c *Context) {
+	e := c.e
+	if c.op == opDelete {
+		s.event(EventDeleted, e, now)
+		s.table.remove(e)
+		c.m.Lifetime, c.m.External = 0, c.req.SuggestedExternal
+		return
+	}
+	old := e.m.Filters
+	e.m = c.m
+	e.m.Filters = old
+	if e.m.Kind == pcp.KindMap && !slices.Equal(old, c.all) {
+		e.m.Filters = slices.Clone(c.all)
+	}
+	e.expires = now.Add(c.m.Lifetime)
+	e.suspended = false
+	e.touch(c)
+	if c.op == opCreate {
+		s.table.insert(e)
+		s.event(EventCreated, e, now)
+		return
+	}
+	s.table.wheel.reschedule(e)
+	s.event(EventRenewed, e, now)
+}
+
+// touch notes where the mapping's last response goes and what it had.
+func (e *entry) touch(c *Context) {
+	e.client, e.local, e.ifindex = c.Remote, c.Local, c.IfIndex
+	e.thirdParty = c.thirdParty
+	e.preferFailure = c.preferFailure
+	e.seq++
+}
+
+// EventKind tells what happened to a mapping.
+type EventKind uint8
+
+const (
+	EventCreated EventKind = iota
+	EventRenewed
+	EventDeleted
+	EventExpired
+	EventMoved
+)
+
+// String returns "created", "renewed", "deleted", "expired" or "moved".
+func (k EventKind) String() string {
+	return [...]string{"created", "renewed", "deleted", "expired", "moved"}[k]
+}
+
+// Event is one change of a mapping.
+type Event struct {
+	Kind EventKind
+	Info Info
+}
+
+// Info is a mapping with what a server knows about it.
+type Info struct {
+	Mapping    pcp.Mapping // Filters must not be changed
+	Type       Type
+	Subscriber netip.Prefix
+	Client     netip.AddrPort // the PCP client that asked last
+	ThirdParty bool
+	Suspended  bool // no external address at present
+	Left       time.Duration
+}
+
+func (e *entry) info(now time.Time) Info {
+	return Info{
+		Mapping: e.m, Type: e.svc.Type, Subscriber: e.sub.id, Client: e.client,
+		ThirdParty: e.thirdParty, Suspended: e.suspended, Left: max(0, e.expires.Sub(now)),
+	}
+}
+
+func (s *Server) event(kind EventKind, e *entry, now time.Time) {
+	if s.cfg.OnEvent != nil {
+		s.cfg.OnEvent(Event{kind, e.info(now)})
+	}
+}

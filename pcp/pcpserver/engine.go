@@ -1,0 +1,353 @@
+package pcpserver
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// Config is what a Server needs. Only Services must be set.
+type Config struct {
+	Services []Service
+	// MinLifetime and MaxLifetime bound what a mapping is granted; default
+	// 120 s and 24 h (RFC 6887, Section 15).
+	MinLifetime, MaxLifetime time.Duration
+	// Quota is the greatest number of mappings per subscriber; zero means
+	// no limit.
+	Quota int
+	// NonceSameHost lets a request with another nonce renew (never shorten
+	// or delete) a mapping that was made from the same address without
+	// THIRD_PARTY, and adopts the new nonce. RFC 6887 wants it refused; some
+	// clients draw a nonce for each request.
+	NonceSameHost bool
+	// Accept reports whether a packet came by an internal interface; nil
+	// accepts all. Others are dropped without an answer (Section 8.2).
+	Accept func(p *Packet) bool
+	// Committer commits what the devices stage; nil if they act at once.
+	Committer Committer
+	// Directory finds subscribers. Without one, each internal address is a
+	// subscriber of its own.
+	Directory Directory
+	// Authorizer has the last word about correct requests; nil permits all.
+	Authorizer Authorizer
+	Counter    Counter
+	// Sender takes what is sent unasked: announcements and mapping updates.
+	// Serve sets it to its connections.
+	Sender Sender
+	// OnEvent is told of every change of the mappings, under the server's
+	// lock: it must return at once and not call back.
+	OnEvent func(Event)
+	Logger  *slog.Logger
+	// EpochStart is the moment at which the epoch was zero; default now.
+	EpochStart time.Time
+}
+
+// A Sender sends one packet (libpcpd's pcpd_sendresponse).
+type Sender interface {
+	Send(p *Packet) error
+}
+
+// Server is a PCP server. It is safe for concurrent use. It has no clock, no
+// socket and no goroutine of its own unless Serve is called.
+type Server struct {
+	cfg      Config
+	services []*service
+	log      *slog.Logger
+	counters counters
+
+	mu         sync.Mutex // guards everything below, and all calls of devices
+	table      *table
+	epochStart time.Time
+	pending    map[socket]struct{} // sockets with something staged
+	batch      []*Context          // contexts with something staged
+	refused    map[*pcp.Mapping]error
+	outbox     outbox
+	cache      map[netip.Addr]Subscriber
+	scratch    []*entry
+	retrying   bool // a request is decided again: it was counted before
+}
+
+// New checks cfg and makes a server. now is the present moment; all later
+// calls must use the same clock, which must not step.
+func New(cfg Config, now time.Time) (*Server, error) {
+	if cfg.MinLifetime == 0 {
+		cfg.MinLifetime = 120 * time.Second
+	}
+	if cfg.MaxLifetime == 0 {
+		cfg.MaxLifetime = 24 * time.Hour
+	}
+	if cfg.MinLifetime < time.Second || cfg.MaxLifetime < cfg.MinLifetime || cfg.MaxLifetime >= pcp.StaticLifetime {
+		return nil, fmt.Errorf("lifetimes must satisfy 1s <= minimum (%s) <= maximum (%s) < 2^32-1 s", cfg.MinLifetime, cfg.MaxLifetime)
+	}
+	if len(cfg.Services) == 0 {
+		return nil, errors.New("a server needs at least one service")
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, table: newTable(now), epochStart: cfg.EpochStart,
+		pending: make(map[socket]struct{}), refused: make(map[*pcp.Mapping]error),
+		cache: make(map[netip.Addr]Subscriber),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.epochStart.IsZero() {
+		s.epochStart = now
+	}
+	var errs []error
+	for _, sv := range cfg.Services {
+		svc, err := newService(sv)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		s.services = append(s.services, svc)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// RunOnce handles one request and reports whether c.Reply is to be sent
+// (libpcpd's pcpd_lib_runonce). It is Handle for a single request.
+func (s *Server) RunOnce(now time.Time, c *Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begin(now, c)
+	s.flush(now)
+	return len(c.Reply) > 0
+}
+
+// Handle handles requests that wait together: what they change is committed
+// as one, but each keeps its own fate.
+func (s *Server) Handle(now time.Time, cs []*Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range cs {
+		s.begin(now, c)
+	}
+	s.flush(now)
+}
+
+// begin takes a request as far as its commit, or to its reply if it has
+// nothing to commit.
+func (s *Server) begin(now time.Time, c *Context) {
+	c.reset()
+	c.life = 2
+	err := s.receive(now, c)
+	if err == nil && c.op != opNone {
+		s.batch = append(s.batch, c)
+		return
+	}
+	s.finish(now, c, err)
+}
+
+// receive does what RFC 6887, Section 8.2 lists, in its order.
+func (s *Server) receive(now time.Time, c *Context) error {
+	if s.cfg.Accept != nil && !s.cfg.Accept(&c.Packet) {
+		return s.drop(DropNotInternal)
+	}
+	if !validSource(c.Remote) || c.Local.Addr().IsMulticast() {
+		return s.drop(DropSource)
+	}
+	data := c.Data[:len(c.Data):len(c.Data)]
+	c.Data = data
+	r := &c.req
+	if err := r.ParseHeader(data); err != nil {
+		if errors.Is(err, pcp.ErrDrop) {
+			if len(data) >= 2 && data[1]&0x80 != 0 {
+				return s.drop(DropResponse)
+			}
+			return s.drop(DropShort)
+		}
+		return err
+	}
+	s.count(CountOperation, uint8(r.Opcode))
+	source := c.Remote.Addr().WithZone("")
+	c.svc = s.serviceOf(source)
+	if !s.opcodeEnabled(c.svc, r.Opcode) {
+		return pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is unknown or disabled")
+	}
+	if err := r.ParseBody(data); err != nil {
+		return err
+	}
+	if r.Client != source {
+		return pcp.NewError(pcp.ResultAddressMismatch, "client address in the header is not the packet's source")
+	}
+	if err := r.CheckOptions(); err != nil {
+		return err
+	}
+	return s.dispatch(now, c, source)
+}
+
+func (s *Server) dispatch(now time.Time, c *Context, source netip.Addr) error {
+	c.internal = source
+	if err := s.readOptions(c, source); err != nil {
+		return err
+	}
+	sub, err := s.subscriber(now, c)
+	if err != nil {
+		return err
+	}
+	c.sub = sub
+	if c.req.Opcode == pcp.OpcodeAnnounce {
+		return nil
+	}
+	if c.thirdParty || c.svc == nil {
+		c.svc = s.serviceFor(source, c.internal)
+	}
+	if c.svc == nil || !c.svc.serves(c.internal) {
+		return pcp.NewError(pcp.ResultNotAuthorized, "internal address is not served here")
+	}
+	if s.cfg.Authorizer != nil {
+		if err := s.cfg.Authorizer.Authorize(now, &c.Packet, &c.req, c.internal); err != nil {
+			return err
+		}
+	}
+	if c.req.Opcode == pcp.OpcodeMap {
+		return s.handleMap(now, c)
+	}
+	return s.handlePeer(now, c)
+}
+
+func (s *Server) drop(why DropReason) error {
+	s.counters.drop[why].Add(1)
+	return pcp.ErrDrop
+}
+
+// validSource excludes what no client can be: answering it would send
+// packets to ourselves, to many, or to nobody.
+func validSource(a netip.AddrPort) bool {
+	ip := a.Addr()
+	return a.Port() != 0 && ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() &&
+		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// serviceOf finds the service of a client by its source address: the one that
+// serves the address, else one that its family may speak to.
+func (s *Server) serviceOf(source netip.Addr) *service {
+	if svc := s.serviceFor(source, source); svc != nil {
+		return svc
+	}
+	for _, svc := range s.services {
+		if source.Is4() == (svc.Flags&FlagMapSrc != 0) {
+			return svc
+		}
+	}
+	return nil
+}
+
+// serviceFor finds the service for an internal address.
+func (s *Server) serviceFor(source, internal netip.Addr) *service {
+	for _, svc := range s.services {
+		if source.Is4() == (svc.Flags&FlagMapSrc != 0) && svc.serves(internal) {
+			return svc
+		}
+	}
+	return nil
+}
+
+func (s *Server) opcodeEnabled(svc *service, op pcp.Opcode) bool {
+	if svc != nil {
+		return svc.Opcodes.has(op)
+	}
+	for _, sv := range s.services {
+		if sv.Opcodes.has(op) {
+			return true
+		}
+	}
+	return false
+}
+
+// subscriber asks the directory, through the cache if that is enabled.
+func (s *Server) subscriber(now time.Time, c *Context) (Subscriber, error) {
+	if s.cfg.Directory == nil {
+		return Subscriber{ID: netip.PrefixFrom(c.internal, c.internal.BitLen())}, nil
+	}
+	cached := c.svc != nil && c.svc.Flags&FlagCache != 0
+	if cached {
+		if sub, ok := s.cache[c.internal]; ok {
+			return sub, nil
+		}
+	}
+	sub, err := s.cfg.Directory.Subscriber(now, &c.Packet, c.internal)
+	switch {
+	case errors.Is(err, pcp.ErrDrop):
+		return sub, s.drop(DropSubscriber)
+	case err != nil:
+		var pe *pcp.Error
+		if errors.As(err, &pe) {
+			return sub, err
+		}
+		return sub, &pcp.Error{Result: pcp.ResultNotAuthorized, Reason: "subscriber", Err: err}
+	}
+	if !sub.ID.IsValid() {
+		sub.ID = netip.PrefixFrom(c.internal, c.internal.BitLen())
+	}
+	if cached {
+		if len(s.cache) >= maxCache {
+			clear(s.cache)
+		}
+		s.cache[c.internal] = sub
+	}
+	return sub, nil
+}
+
+// maxCache bounds the subscriber cache: strangers' addresses fill it.
+const maxCache = 1 << 17
+
+// epoch is the epoch time that c's client sees.
+func (s *Server) epoch(now time.Time, c *Context) uint32 {
+	start := s.epochStart
+	if c != nil && !c.sub.EpochStart.IsZero() {
+		start = c.sub.EpochStart
+	}
+	return uint32(max(0, int64(now.Sub(start)/time.Second)))
+}
+
+// finish writes the reply to c.
+func (s *Server) finish(now time.Time, c *Context, err error) {
+	if errors.Is(err, pcp.ErrDrop) {
+		return
+	}
+	if err != nil {
+		pe := resultOf(err)
+		s.count(CountResult, uint8(pe.Result))
+		c.Reply = pcp.AppendErrorResponse(c.Reply, c.Data, pe.Result, pe.ErrorLifetime(), s.epoch(now, c))
+		if pe.Err != nil {
+			s.log.Debug("request failed", "client", c.Remote, "opcode", c.req.Opcode, "result", pe.Result, "err", err)
+		}
+		return
+	}
+	if c.req.Opcode == pcp.OpcodeAnnounce {
+		resp := pcp.Response{Version: pcp.Version2, Opcode: pcp.OpcodeAnnounce, Epoch: s.epoch(now, c)}
+		s.reply(c, &resp)
+		return
+	}
+	s.reply(c, &pcp.Response{
+		Version: pcp.Version2, Opcode: c.req.Opcode, Lifetime: c.m.Lifetime, Epoch: s.epoch(now, c),
+		Nonce: c.req.Nonce, Protocol: c.req.Protocol, InternalPort: c.req.InternalPort,
+		External: c.m.External, RemotePeer: c.req.RemotePeer,
+	})
+}
+
+// reply writes a success response. It cannot outgrow pcp.MaxPayload: its
+// options are some of the request's.
+func (s *Server) reply(c *Context, resp *pcp.Response) {
+	s.count(CountResult, uint8(pcp.ResultSuccess))
+	c.Reply = append(resp.AppendTo(c.Reply), c.echo...)
+}
+
+// resultOf gives any error its answer: NO_RESOURCES is the RFC's catch-all.
+func resultOf(err error) *pcp.Error {
+	var pe *pcp.Error
+	if errors.As(err, &pe) {
+		return pe
+	}
+	return &pcp.Error{Result: pcp.ResultNoResources, Err: err}
+}

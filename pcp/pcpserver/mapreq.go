@@ -1,0 +1,296 @@
+package pcpserver
+
+import (
+	"net/netip"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// handleMap decides about a MAP request, in the order of RFC 6887, Section
+// 11.3, and stages what is to change.
+func (s *Server) handleMap(now time.Time, c *Context) error {
+	r := &c.req
+	if r.Protocol == pcp.ProtocolAll && r.InternalPort != 0 {
+		return pcp.NewError(pcp.ResultMalformedRequest, "all protocols but one port")
+	}
+	if r.Lifetime > 0 {
+		if err := c.svc.checkProtocol(r.Protocol, r.InternalPort); err != nil {
+			return err
+		}
+	}
+	c.m = pcp.Mapping{
+		Kind: pcp.KindMap, Protocol: r.Protocol, Nonce: r.Nonce,
+		Internal: netip.AddrPortFrom(c.internal, r.InternalPort),
+	}
+	k := socket{r.Protocol, c.m.Internal}
+	s.settle(now, k)
+	e := s.table.inbound(k)
+	if e != nil {
+		if err := s.checkNonce(now, c, e); err != nil {
+			return err
+		}
+	}
+	if r.Lifetime == 0 {
+		return s.deleteMap(now, c, e, k)
+	}
+	if c.preferFailure && r.SuggestedExternal.Port() == 0 {
+		return pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE without a suggested port")
+	}
+	if e != nil && !e.suspended {
+		return s.renewMap(now, c, e)
+	}
+	return s.createMap(now, c, e)
+}
+
+// checkProtocol implements the table of Section 11.1: what is not served
+// entirely is UNSUPP_PROTOCOL.
+func (s *service) checkProtocol(p pcp.Protocol, port uint16) error {
+	bad := pcp.NewError(pcp.ResultUnsuppProtocol, "protocol or wildcard is not enabled")
+	switch {
+	case p == pcp.ProtocolAll:
+		if s.Flags&FlagOneOne == 0 {
+			return bad
+		}
+		return nil
+	case p != pcp.ProtocolTCP && p != pcp.ProtocolUDP && s.Flags&FlagOtherProto == 0:
+		return bad
+	case p == pcp.ProtocolICMP && s.Flags&FlagMapInt == 0,
+		p == pcp.ProtocolICMPv6 && s.Flags&FlagMapInt != 0:
+		return bad
+	case p.HasPorts() && port == 0 && s.Flags&FlagPort0 == 0:
+		return bad
+	case !p.HasPorts() && port != 0: // it has no ports that could be mapped
+		return bad
+	}
+	return nil
+}
+
+// checkNonce implements the simple threat model's rule (Section 11.3): a
+// mapping is its nonce's.
+func (s *Server) checkNonce(now time.Time, c *Context, e *entry) error {
+	if e.m.Nonce == c.req.Nonce {
+		return nil
+	}
+	if s.cfg.NonceSameHost && !c.thirdParty && !e.thirdParty && c.req.Lifetime > 0 && c.Remote.Addr() == e.client.Addr() {
+		return nil
+	}
+	return &pcp.Error{Result: pcp.ResultNotAuthorized, Lifetime: ceilSecond(max(time.Second, e.expires.Sub(now))),
+		Reason: "nonce is not the mapping's"}
+}
+
+// deleteMap handles lifetime zero (Section 15.1).
+func (s *Server) deleteMap(now time.Time, c *Context, e *entry, k socket) error {
+	if c.preferFailure || c.hasFilters() {
+		return pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE or FILTER in a deletion")
+	}
+	if e == nil {
+		if s.table.peers[k] != nil {
+			return pcp.NewError(pcp.ResultNotAuthorized, "MAP cannot delete an outbound mapping")
+		}
+		// The device may know a static one and refuse; else there is
+		// nothing, which is a success so that retransmissions get the same
+		// answer.
+		if err := c.svc.Device.DeleteMapping(now, &c.m, pcp.DeleteRequested); err != nil {
+			return err
+		}
+		if s.cfg.Committer != nil {
+			s.cfg.Committer.Abort(&c.m)
+		}
+		c.m.External = c.req.SuggestedExternal
+		return nil
+	}
+	if idle := s.idleFloor(now, e); idle > 0 {
+		return s.stageRenew(now, c, e, idle)
+	}
+	c.m.External, c.m.Filters = e.m.External, e.m.Filters
+	if !e.suspended {
+		if err := c.svc.Device.DeleteMapping(now, &c.m, pcp.DeleteRequested); err != nil {
+			return err
+		}
+	}
+	s.stage(c, opDelete, e)
+	return nil
+}
+
+// idleFloor is for how long a mapping must still live because its host sent
+// through it a moment ago (Section 15: no request may make a mapping die
+// earlier than an implicit one would). Never more than what is left anyway.
+func (s *Server) idleFloor(now time.Time, e *entry) time.Duration {
+	if e.svc.idler == nil || e.suspended {
+		return 0
+	}
+	return min(ceilSecond(e.svc.idler.Idle(now, &e.m)), ceilSecond(e.expires.Sub(now)))
+}
+
+// renewMap handles a mapping that exists (Section 11.3): it keeps its
+// external address and port whatever is suggested.
+func (s *Server) renewMap(now time.Time, c *Context, e *entry) error {
+	if c.preferFailure && !suggests(c.req.SuggestedExternal, e.m.External) {
+		return pcp.NewError(pcp.ResultCannotProvideExternal, "mapping exists with another external address or port")
+	}
+	life := s.clamp(c.req.Lifetime)
+	if left := ceilSecond(e.expires.Sub(now)); life < left {
+		if e.m.Nonce != c.req.Nonce { // same-host leniency never shortens
+			life = left
+		} else {
+			life = max(life, s.idleFloor(now, e))
+		}
+	}
+	return s.stageRenew(now, c, e, life)
+}
+
+// suggests reports whether a suggestion is met by an assignment; zero parts
+// of a suggestion are met by anything.
+func suggests(suggested, assigned netip.AddrPort) bool {
+	a := suggested.Addr()
+	return (!a.IsValid() || a.IsUnspecified() || a == assigned.Addr()) &&
+		(suggested.Port() == 0 || suggested.Port() == assigned.Port())
+}
+
+func (s *Server) stageRenew(now time.Time, c *Context, e *entry, life time.Duration) error {
+	c.m.External, c.m.Filters, c.m.Lifetime = e.m.External, e.m.Filters, life
+	changed := c.effectiveFilters(e.m.Filters)
+	if len(c.all) > c.svc.MaxFilters {
+		return pcp.NewError(pcp.ResultExcessiveRemotePeers, "too many filters")
+	}
+	if _, err := c.svc.Device.AddMapping(now, &c.m, pcp.AddRefresh); err != nil {
+		s.abort(&c.m)
+		return err
+	}
+	if changed {
+		var flags pcp.FilterFlags
+		if c.clearFilters {
+			flags = pcp.FilterDelete
+		}
+		if err := c.svc.filterer.Filter(now, &c.m, flags, c.newFilters(e.m.Filters)); err != nil {
+			s.abort(&c.m)
+			return err
+		}
+	}
+	s.stage(c, opRenew, e)
+	return nil
+}
+
+// newFilters returns what a device is to add to the filters in force.
+func (c *Context) newFilters(now []pcp.Filter) []pcp.Filter {
+	if c.clearFilters {
+		return c.all
+	}
+	return c.all[len(now):]
+}
+
+// createMap makes a new mapping, or puts one back whose external address was
+// lost (e, suspended).
+func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
+	if e == nil {
+		if err := s.checkQuota(c); err != nil {
+			return err
+		}
+	}
+	var had []pcp.Filter
+	if e != nil {
+		had = e.m.Filters
+	}
+	c.effectiveFilters(had)
+	if len(c.all) > c.svc.MaxFilters {
+		return pcp.NewError(pcp.ResultExcessiveRemotePeers, "too many filters")
+	}
+	c.m.Lifetime = s.clamp(c.req.Lifetime)
+	var flags pcp.AddFlags
+	if c.preferFailure {
+		flags |= pcp.AddPreferFailure
+	}
+	if len(c.all) > 0 {
+		flags |= pcp.AddLocked
+	}
+	if err := c.suggest(); err != nil {
+		return err
+	}
+	if e != nil && c.m.External.Port() == 0 {
+		c.m.External = netip.AddrPortFrom(c.m.External.Addr(), e.m.External.Port())
+	}
+	status, err := c.svc.Device.AddMapping(now, &c.m, flags)
+	if err != nil {
+		s.abort(&c.m)
+		return limitResult(err, c.preferFailure || c.req.Protocol == pcp.ProtocolSCTP)
+	}
+	if status == pcp.StatusStatic {
+		s.abort(&c.m)
+		c.m.Lifetime = pcp.StaticLifetime
+		return nil
+	}
+	if len(c.all) > 0 {
+		if err := c.svc.filterer.Filter(now, &c.m, pcp.FilterUnlock, c.all); err != nil {
+			s.abort(&c.m)
+			return err
+		}
+	}
+	if e != nil {
+		s.stage(c, opRenew, e)
+		return nil
+	}
+	s.stage(c, opCreate, s.newEntry(c))
+	return nil
+}
+
+// suggest puts into c.m.External what the device should try. A suggestion of
+// another family is no hint at all; a firewall's mapping is the identity.
+func (c *Context) suggest() error {
+	want := c.req.SuggestedExternal
+	if c.svc.Flags&FlagFirewall != 0 {
+		if c.preferFailure && !suggests(want, c.m.Internal) {
+			return pcp.NewError(pcp.ResultCannotProvideExternal, "a firewall's external address and port are the internal ones")
+		}
+		c.m.External = c.m.Internal
+		return nil
+	}
+	any4, is4 := netip.IPv4Unspecified(), c.svc.Flags&FlagMapExt != 0
+	anyAddr := netip.IPv6Unspecified()
+	if is4 {
+		anyAddr = any4
+	}
+	switch a := want.Addr(); {
+	case a.IsUnspecified():
+		c.m.External = netip.AddrPortFrom(anyAddr, want.Port())
+	case a.Is4() != is4:
+		if c.preferFailure {
+			return pcp.NewError(pcp.ResultCannotProvideExternal, "suggested address is of the wrong family")
+		}
+		c.m.External = netip.AddrPortFrom(anyAddr, want.Port())
+	default:
+		c.m.External = want
+	}
+	return nil
+}
+
+// limitResult keeps CANNOT_PROVIDE_EXTERNAL to the cases for which the RFC
+// reserves it (Section 7.4).
+func limitResult(err error, allowed bool) error {
+	if pe := resultOf(err); pe.Result == pcp.ResultCannotProvideExternal && !allowed {
+		return &pcp.Error{Result: pcp.ResultNoResources, Reason: pe.Reason, Err: err}
+	}
+	return err
+}
+
+func (s *Server) checkQuota(c *Context) error {
+	if s.cfg.Quota <= 0 {
+		return nil
+	}
+	if sub := s.table.subscribers[c.sub.ID]; sub != nil && sub.n >= s.cfg.Quota {
+		return pcp.NewError(pcp.ResultUserExQuota, "subscriber has all the mappings it may have")
+	}
+	return nil
+}
+
+func (s *Server) clamp(d time.Duration) time.Duration {
+	return min(max(d, s.cfg.MinLifetime), s.cfg.MaxLifetime)
+}
+
+// ceilSecond rounds up to what can be sent, and negative durations to zero.
+func ceilSecond(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return (d + time.Second - 1).Truncate(time.Second)
+}

@@ -1,0 +1,117 @@
+package pcpserver
+
+import (
+	"net/netip"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// handlePeer decides about a PEER request, in the order of RFC 6887, Section
+// 12.3, and stages what is to change.
+func (s *Server) handlePeer(now time.Time, c *Context) error {
+	r := &c.req
+	if r.Protocol == pcp.ProtocolAll || (r.Protocol.HasPorts() && r.InternalPort == 0) {
+		return pcp.NewError(pcp.ResultMalformedRequest, "PEER needs one protocol and its internal port")
+	}
+	if !c.svc.validPeer(r.Protocol, r.RemotePeer) {
+		return pcp.NewError(pcp.ResultMalformedRequest, "remote peer is no address and port that traffic could go to")
+	}
+	if err := c.svc.checkProtocol(r.Protocol, r.InternalPort); err != nil {
+		return err
+	}
+	c.m = pcp.Mapping{
+		Kind: pcp.KindPeer, Protocol: r.Protocol, Nonce: r.Nonce, RemotePeer: r.RemotePeer,
+		Internal: netip.AddrPortFrom(c.internal, r.InternalPort),
+	}
+	k := socket{r.Protocol, c.m.Internal}
+	s.settle(now, k)
+	if e := s.table.byKey[c.m.Key()]; e != nil {
+		return s.renewPeer(now, c, e)
+	}
+	if err := s.checkQuota(c); err != nil {
+		return err
+	}
+	return s.createPeer(now, c, k)
+}
+
+// validPeer implements the first check of Section 12.3.
+func (s *service) validPeer(p pcp.Protocol, peer netip.AddrPort) bool {
+	a := peer.Addr()
+	if !a.IsValid() || a.Is4() != (s.Flags&FlagMapDst != 0) {
+		return false
+	}
+	if a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return false
+	}
+	return p.HasPorts() == (peer.Port() != 0)
+}
+
+// renewPeer lengthens a PEER mapping; a shorter lifetime, or zero, only asks
+// how long it will live (Section 15).
+func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
+	if err := s.checkNonce(now, c, e); err != nil {
+		return err
+	}
+	c.m.External = e.m.External
+	left := ceilSecond(e.expires.Sub(now))
+	life := s.clamp(c.req.Lifetime)
+	if c.req.Lifetime == 0 || life <= left {
+		c.m.Lifetime = left
+		e.touch(c)
+		return nil
+	}
+	c.m.Lifetime = life
+	flags := pcp.AddRefresh
+	if e.suspended {
+		flags = 0
+		c.m.External = netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+	}
+	if _, err := e.svc.dynamic.AddDynamic(now, &c.m, flags); err != nil {
+		s.abort(&c.m)
+		return err
+	}
+	s.stage(c, opRenew, e)
+	return nil
+}
+
+// createPeer makes an outbound mapping. If the internal socket is mapped
+// already, by MAP or by another PEER, it has one external address and port
+// and the new mapping shares it.
+func (s *Server) createPeer(now time.Time, c *Context, k socket) error {
+	c.m.Lifetime = s.clamp(c.req.Lifetime)
+	if err := c.suggest(); err != nil {
+		return err
+	}
+	if c.svc.Flags&FlagFirewall == 0 {
+		sibling := s.table.inbound(k)
+		if sibling == nil {
+			sibling = s.table.peers[k]
+		}
+		if sibling != nil && !sibling.suspended {
+			if !suggests(c.m.External, sibling.m.External) {
+				return pcp.NewError(pcp.ResultCannotProvideExternal, "the internal port is mapped to another external address and port")
+			}
+			c.m.External = sibling.m.External
+		}
+	}
+	status, err := c.svc.dynamic.AddDynamic(now, &c.m, 0)
+	if err != nil {
+		s.abort(&c.m)
+		return err
+	}
+	if status == pcp.StatusStatic {
+		s.abort(&c.m)
+		c.m.Lifetime = pcp.StaticLifetime
+		return nil
+	}
+	s.stage(c, opCreate, s.newEntry(c))
+	return nil
+}
+
+func unspecifiedLike(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
