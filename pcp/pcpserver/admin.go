@@ -96,26 +96,27 @@ func (s *Server) evictSome(now time.Time, es []*entry, why pcp.DeleteReason, don
 	staged := make([]*entry, 0, len(es))
 	var errs []error
 	for _, e := range es {
-		if e.suspended {
-			done(e)
-			continue
-		}
-		if err := e.svc.Device.DeleteMapping(now, &e.m, why); err != nil {
-			errs = append(errs, err)
-			continue
+		if !e.suspended {
+			if err := e.svc.Device.DeleteMapping(now, &e.m, why); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		staged = append(staged, e)
 	}
 	if err := s.commitOwn(now); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
+	keys := make([]pcp.Key, 0, len(es))
 	for _, e := range staged {
 		if err := s.refused[&e.m]; err != nil {
 			errs = append(errs, err)
 			continue
 		}
+		keys = append(keys, e.m.Key())
 		done(e)
 	}
+	s.forget(keys)
 	return errors.Join(errs...)
 }
 
@@ -211,11 +212,24 @@ func (s *Server) moveSome(now time.Time, es []*entry) {
 			failed[e] = err
 		}
 	}
+	changes := make([]Change, 0, len(es))
 	for _, e := range es {
 		if m := to[e]; m != nil && s.refused[m] != nil {
 			failed[e] = s.refused[m]
 		}
 		s.moved(now, e, to[e], failed[e])
+		ch := Change{Key: e.m.Key()}
+		if s.table.byKey[ch.Key] == e {
+			ch.Record = e.record()
+		}
+		changes = append(changes, ch)
+	}
+	if s.cfg.Store == nil {
+		return
+	}
+	if err := s.cfg.Store.Commit(changes); err != nil {
+		s.counters.storeErr.Add(1)
+		s.log.Error("moved mappings could not be stored", "err", err)
 	}
 }
 
@@ -265,6 +279,12 @@ func (s *Server) moved(now time.Time, e *entry, m *pcp.Mapping, err error) {
 // that order (Section 14.1.3).
 func (s *Server) resetEpoch(now time.Time) {
 	s.epochStart = now
+	if s.cfg.Store != nil {
+		if err := s.cfg.Store.SetEpoch(now); err != nil {
+			s.counters.storeErr.Add(1)
+			s.log.Error("new epoch could not be stored", "err", err)
+		}
+	}
 	s.queueAnnounce(now)
 }
 

@@ -43,6 +43,7 @@ func (s *Server) flush(now time.Time) {
 		s.batch = nil
 		clear(s.pending)
 		s.commit(now, batch)
+		s.persist(now, batch)
 		s.batch = append(s.batch, s.conclude(now, batch)...)
 	}
 	clear(s.pending)

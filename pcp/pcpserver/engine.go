@@ -36,6 +36,9 @@ type Config struct {
 	// Authorizer has the last word about correct requests; nil permits all.
 	Authorizer Authorizer
 	Counter    Counter
+	// Store makes mappings durable before they are acknowledged; nil keeps
+	// them in memory and in the device only.
+	Store Store
 	// Sender takes what is sent unasked: announcements and mapping updates.
 	// Serve sets it to its connections.
 	Sender Sender
@@ -69,6 +72,7 @@ type Server struct {
 	outbox     outbox
 	cache      map[netip.Addr]Subscriber
 	scratch    []*entry
+	changes    []Change
 	retrying   bool // a request is decided again: it was counted before
 }
 

@@ -40,6 +40,7 @@ type counters struct {
 	expired   atomic.Uint64
 	commits   atomic.Uint64
 	commitErr atomic.Uint64
+	storeErr  atomic.Uint64
 	updates   atomic.Uint64
 	announces atomic.Uint64
 }
@@ -55,6 +56,7 @@ type Stats struct {
 	Expired    uint64            `json:"expired"`
 	Commits    uint64            `json:"commits"`
 	CommitErr  uint64            `json:"commit_errors"`
+	StoreErr   uint64            `json:"store_errors"`
 	Updates    uint64            `json:"mapping_updates"`
 	Announces  uint64            `json:"announcements"`
 	Epoch      uint32            `json:"epoch"`
@@ -83,7 +85,7 @@ func (s *Server) countersSnapshot() Stats {
 	st := Stats{
 		Operations: map[string]uint64{}, Results: map[string]uint64{},
 		Options: map[uint8]uint64{}, Drops: map[string]uint64{}, Mappings: map[string]int{},
-		Expired: c.expired.Load(), Commits: c.commits.Load(), CommitErr: c.commitErr.Load(),
+		Expired: c.expired.Load(), Commits: c.commits.Load(), CommitErr: c.commitErr.Load(), StoreErr: c.storeErr.Load(),
 		Updates: c.updates.Load(), Announces: c.announces.Load(),
 	}
 	for i := range c.operation {

@@ -1,0 +1,232 @@
+package pcpserver
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// Record is what outlives the server of one mapping.
+type Record struct {
+	Mapping pcp.Mapping // Lifetime is not used; Expires is
+	Type    Type        // of the service that made it
+	Expires time.Time
+	// Subscriber that it is charged to.
+	Subscriber netip.Prefix
+	// Where mapping updates go.
+	Client, Local netip.AddrPort
+	IfIndex       int
+	ThirdParty    bool
+	PreferFailure bool
+}
+
+// Change is one record to be written, or removed if Record is nil.
+type Change struct {
+	Key    pcp.Key
+	Record *Record
+}
+
+// A Store makes mappings durable. Commit applies all changes or none, and
+// returns when they are as durable as the store promises: no client is
+// answered before. Calls are made one at a time. Neither the slice nor what
+// it points to may be kept.
+type Store interface {
+	Commit(changes []Change) error
+	// SetEpoch records the moment at which the epoch was zero.
+	SetEpoch(start time.Time) error
+}
+
+func (e *entry) record() *Record {
+	return &Record{
+		Mapping: e.m, Type: e.svc.Type, Expires: e.expires, Subscriber: e.sub.id,
+		Client: e.client, Local: e.local, IfIndex: e.ifindex,
+		ThirdParty: e.thirdParty, PreferFailure: e.preferFailure,
+	}
+}
+
+// persist writes what the batch is about to do. If that fails the device is
+// put back to what it was, and every request fails.
+func (s *Server) persist(now time.Time, batch []*Context) {
+	if s.cfg.Store == nil {
+		return
+	}
+	changes := s.changes[:0]
+	for _, c := range batch {
+		if c.err != nil {
+			continue
+		}
+		ch := Change{Key: c.m.Key()}
+		if c.op != opDelete {
+			ch.Record = c.record(now)
+		}
+		changes = append(changes, ch)
+	}
+	s.changes = changes
+	if len(changes) == 0 {
+		return
+	}
+	err := s.cfg.Store.Commit(changes)
+	clear(changes)
+	if err == nil {
+		return
+	}
+	s.counters.storeErr.Add(1)
+	s.log.Error("mappings could not be stored, so the requests are refused and undone; check the disk that holds the state", "requests", len(changes), "err", err)
+	s.undo(now, batch)
+	for _, c := range batch {
+		if c.err == nil {
+			c.err = &pcp.Error{Result: pcp.ResultNoResources, Reason: "store", Err: err}
+		}
+	}
+}
+
+// record is what the entry of c will be once applied.
+func (c *Context) record(now time.Time) *Record {
+	r := &Record{
+		Mapping: c.m, Type: c.e.svc.Type, Expires: now.Add(c.m.Lifetime), Subscriber: c.e.sub.id,
+		Client: c.Remote, Local: c.Local, IfIndex: c.IfIndex,
+		ThirdParty: c.thirdParty, PreferFailure: c.preferFailure,
+	}
+	if c.m.Kind == pcp.KindMap {
+		r.Mapping.Filters = c.all
+	}
+	return r
+}
+
+// undo takes back what the device committed for a batch that could not be
+// stored.
+func (s *Server) undo(now time.Time, batch []*Context) {
+	for _, c := range batch {
+		if c.err != nil {
+			continue
+		}
+		if c.op != opDelete {
+			if c.m.Kind == pcp.KindMap {
+				c.m.Filters = c.all
+			}
+			if err := c.e.svc.Device.DeleteMapping(now, &c.m, pcp.DeleteExpired); err != nil {
+				s.log.Error("mapping could not be undone", "internal", c.m.Internal, "err", err)
+			}
+		}
+		if c.op != opCreate && !c.e.suspended {
+			s.restoreEntry(now, c.e)
+		}
+	}
+	if err := s.commitOwn(now); err != nil {
+		s.log.Error("the device could not be put back to its last stored state", "err", err)
+	}
+}
+
+func (s *Server) restoreEntry(now time.Time, e *entry) {
+	r, ok := e.svc.Device.(Restorer)
+	if !ok {
+		return
+	}
+	e.m.Lifetime = ceilSecond(e.expires.Sub(now))
+	if err := r.Restore(now, &e.m); err != nil {
+		s.log.Error("mapping could not be put back", "internal", e.m.Internal, "err", err)
+	}
+}
+
+// forget removes entries from the store after the device let them go. A
+// store that fails keeps a record too many, which Restore finds expired or
+// puts back; nothing acknowledged is lost by it.
+func (s *Server) forget(keys []pcp.Key) {
+	if s.cfg.Store == nil || len(keys) == 0 {
+		return
+	}
+	changes := s.changes[:0]
+	for _, k := range keys {
+		changes = append(changes, Change{Key: k})
+	}
+	s.changes = changes
+	if err := s.cfg.Store.Commit(changes); err != nil {
+		s.counters.storeErr.Add(1)
+		s.log.Warn("removed mappings are still in the store", "count", len(keys), "err", err)
+	}
+	clear(changes)
+}
+
+// Restore puts stored mappings back, before the first request is handled. The
+// device must be a Restorer. It returns how many are in force again and how
+// many could not be restored; if that is not zero, state was lost and the
+// epoch must start anew (RFC 6887, Section 8.5). Expired records count as
+// neither.
+func (s *Server) Restore(now time.Time, records []Record) (restored, lost int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(records) > 0 {
+		n := min(len(records), evictBatch)
+		r, l := s.restoreSome(now, records[:n])
+		restored, lost = restored+r, lost+l
+		records = records[n:]
+	}
+	return restored, lost
+}
+
+func (s *Server) restoreSome(now time.Time, records []Record) (restored, lost int) {
+	var dead []pcp.Key
+	staged := make([]*entry, 0, len(records))
+	for i := range records {
+		r := &records[i]
+		k := r.Mapping.Key()
+		svc := s.serviceOfType(r.Type, r.Mapping.Internal.Addr())
+		if !r.Expires.After(now) {
+			dead = append(dead, k)
+			continue
+		}
+		if svc == nil || s.table.byKey[k] != nil {
+			dead, lost = append(dead, k), lost+1
+			continue
+		}
+		e := &entry{m: r.Mapping, svc: svc, expires: r.Expires, client: r.Client, local: r.Local,
+			ifindex: r.IfIndex, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure}
+		e.m.Lifetime = ceilSecond(r.Expires.Sub(now))
+		if err := svc.restore(now, e); err != nil {
+			s.abort(&e.m)
+			s.log.Warn("stored mapping could not be restored", "internal", e.m.Internal, "external", e.m.External, "err", err)
+			dead, lost = append(dead, k), lost+1
+			continue
+		}
+		e.sub = s.table.charge(r.Subscriber)
+		staged = append(staged, e)
+	}
+	err := s.commitOwn(now)
+	for _, e := range staged {
+		if err != nil || s.refused[&e.m] != nil {
+			s.log.Warn("stored mapping was refused", "internal", e.m.Internal, "external", e.m.External, "err", errors.Join(err, s.refused[&e.m]))
+			s.table.release(e.sub)
+			dead, lost = append(dead, e.m.Key()), lost+1
+			continue
+		}
+		s.table.insert(e)
+		restored++
+	}
+	s.forget(dead)
+	return restored, lost
+}
+
+func (s *Server) serviceOfType(t Type, internal netip.Addr) *service {
+	for _, svc := range s.services {
+		if svc.Type == t && svc.serves(internal) {
+			return svc
+		}
+	}
+	return nil
+}
+
+// restore stages e. A mapping whose external address is no longer the
+// device's is kept suspended until Readdress moves it.
+func (svc *service) restore(now time.Time, e *entry) error {
+	r, ok := svc.Device.(Restorer)
+	if !ok {
+		return errors.New("device cannot restore mappings")
+	}
+	if svc.external != nil && !svc.external.External(e.m.External.Addr()) {
+		e.suspended = true
+		return nil
+	}
+	return r.Restore(now, &e.m)
+}
