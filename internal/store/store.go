@@ -1,0 +1,378 @@
+// Package store keeps mappings and the epoch in one file (bbolt), so that a
+// daemon that was killed, upgraded or rebooted goes on where it was.
+//
+// Two levels: Sync returns from Commit after the file system has the changes;
+// Relaxed returns at once and writes every few seconds and on Close. After an
+// unclean end a Relaxed file may lack the last seconds: Snapshot.Lost says so,
+// and the epoch must start anew (RFC 6887, Section 8.5).
+//
+// The file is locked while open, has mode 0600 since nonces are secrets, and
+// carries a digest over all records: a file of which any part is missing, old
+// or damaged is set aside whole and never half read.
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pcpd/pcp/pcpserver"
+)
+
+// Level is when a commit is durable.
+type Level uint8
+
+const (
+	Sync    Level = iota // when Commit returns
+	Relaxed              // within FlushInterval
+)
+
+// FlushInterval is the most that a Relaxed store loses when power fails.
+const FlushInterval = 5 * time.Second
+
+// FileName is the state file's name in its directory.
+const FileName = "mappings.db"
+
+const formatVersion = 1
+
+var (
+	bucketMeta     = []byte("meta")
+	bucketMappings = []byte("mappings")
+	keyVersion     = []byte("version")
+	keyEpoch       = []byte("epoch")
+	keyDigest      = []byte("digest")
+	keyOpen        = []byte("open") // present while a Relaxed store is open
+)
+
+// Snapshot is what was in the file when it was opened.
+type Snapshot struct {
+	Records []pcpserver.Record
+	// EpochStart is zero if the file is new.
+	EpochStart time.Time
+	// Lost says that acknowledged changes may be missing.
+	Lost bool
+	// SetAside is where a damaged file was moved to, and Cause why.
+	SetAside string
+	Cause    error
+}
+
+// Store implements pcpserver.Store.
+type Store struct {
+	db    *bolt.DB
+	level Level
+
+	writing sync.Mutex // held for a whole transaction; guards digest
+	digest  digest     // of the file
+
+	mu      sync.Mutex // guards what a Relaxed store has not written yet
+	pending map[string][]byte
+	failed  error
+	stop    chan struct{}
+	done    chan struct{}
+}
+
+// digest is the exclusive or of all records' hashes: it follows each change
+// at constant cost and tells any two sets of records apart.
+type digest [sha256.Size]byte
+
+func (d *digest) toggle(key, value []byte) {
+	h := sha256.New()
+	var n [4]byte
+	binary.BigEndian.PutUint32(n[:], uint32(len(key)))
+	h.Write(n[:])
+	h.Write(key)
+	h.Write(value)
+	var sum digest
+	h.Sum(sum[:0])
+	for i := range d {
+		d[i] ^= sum[i]
+	}
+}
+
+// Open opens or creates the state file in dir. A Relaxed store has a goroutine
+// that writes until Close. A damaged file is set aside,
+// which Snapshot tells; a file of a newer version is an error.
+func Open(dir string, level Level) (*Store, Snapshot, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, Snapshot{}, fmt.Errorf("state directory: %w", err)
+	}
+	path := filepath.Join(dir, FileName)
+	st, snap, err := open(path, level)
+	var damage *damageError
+	if err == nil || !errors.As(err, &damage) {
+		return st, snap, err
+	}
+	aside := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+	if err := os.Rename(path, aside); err != nil {
+		return nil, Snapshot{}, fmt.Errorf("damaged state file could not be set aside: %w", err)
+	}
+	st, snap, err = open(path, level)
+	snap.SetAside, snap.Cause, snap.Lost = aside, damage.cause, true
+	return st, snap, err
+}
+
+// damageError means that the file's content cannot be believed.
+type damageError struct{ cause error }
+
+func (e *damageError) Error() string { return "state file is damaged: " + e.cause.Error() }
+func (e *damageError) Unwrap() error { return e.cause }
+
+func open(path string, level Level) (st *Store, snap Snapshot, err error) {
+	fresh := false
+	if fi, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) {
+		fresh = true
+	} else if serr == nil && fi.Size() == 0 {
+		return nil, snap, &damageError{errors.New("file is empty")}
+	}
+	// bbolt maps the file: a page that is not there is a fault, and a page
+	// that makes no sense may be a panic.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var db *bolt.DB
+	defer func() {
+		if p := recover(); p != nil {
+			st, err = nil, &damageError{fmt.Errorf("%v", p)}
+		}
+		if err != nil && db != nil {
+			closeQuietly(db)
+		}
+	}()
+	db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType})
+	switch {
+	case errors.Is(err, bolt.ErrTimeout):
+		return nil, snap, fmt.Errorf("state file %s is in use by another process", path)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return nil, snap, fmt.Errorf("state file: %w", err)
+	case err != nil:
+		return nil, snap, &damageError{err}
+	}
+	st = &Store{db: db, level: level}
+	if fresh {
+		err = st.create()
+	} else {
+		snap, err = st.load()
+	}
+	if err != nil {
+		return nil, Snapshot{}, err
+	}
+	if level == Relaxed {
+		if err = st.setOpen(true); err != nil {
+			return nil, Snapshot{}, err
+		}
+		st.pending = make(map[string][]byte)
+		st.stop, st.done = make(chan struct{}), make(chan struct{})
+		go st.flusher()
+	}
+	return st, snap, nil
+}
+
+func closeQuietly(db *bolt.DB) {
+	defer func() { _ = recover() }()
+	_ = db.Close()
+}
+
+func (s *Store) create() error {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		if _, err := tx.CreateBucket(bucketMappings); err != nil {
+			return err
+		}
+		meta, err := tx.CreateBucket(bucketMeta)
+		if err != nil {
+			return err
+		}
+		if err := meta.Put(keyVersion, []byte{formatVersion}); err != nil {
+			return err
+		}
+		return meta.Put(keyDigest, s.digest[:])
+	})
+}
+
+// load reads everything and compares it with the digest.
+func (s *Store) load() (Snapshot, error) {
+	var snap Snapshot
+	var sum digest
+	err := s.db.View(func(tx *bolt.Tx) error {
+		for err := range tx.Check() {
+			return &damageError{err}
+		}
+		meta, mappings := tx.Bucket(bucketMeta), tx.Bucket(bucketMappings)
+		if meta == nil || mappings == nil {
+			return &damageError{errors.New("bucket is missing")}
+		}
+		v := meta.Get(keyVersion)
+		if len(v) != 1 {
+			return &damageError{errors.New("version is missing")}
+		}
+		if v[0] != formatVersion {
+			return fmt.Errorf("state file has format %d and this version reads format %d; move it away or use the version that wrote it", v[0], formatVersion)
+		}
+		if e := meta.Get(keyEpoch); len(e) == 8 {
+			snap.EpochStart = time.Unix(0, int64(binary.BigEndian.Uint64(e))).UTC()
+		}
+		snap.Lost = meta.Get(keyOpen) != nil
+		copy(s.digest[:], meta.Get(keyDigest))
+		return mappings.ForEach(func(k, v []byte) error {
+			sum.toggle(k, v)
+			r, err := decode(k, v)
+			if err != nil {
+				return &damageError{err}
+			}
+			snap.Records = append(snap.Records, r)
+			return nil
+		})
+	})
+	if err == nil && sum != s.digest {
+		err = &damageError{errors.New("records do not match their digest")}
+	}
+	return snap, err
+}
+
+func (s *Store) setOpen(open bool) error {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		if open {
+			return tx.Bucket(bucketMeta).Put(keyOpen, []byte{1})
+		}
+		return tx.Bucket(bucketMeta).Delete(keyOpen)
+	})
+}
+
+// Commit implements pcpserver.Store.
+func (s *Store) Commit(changes []pcpserver.Change) error {
+	if s.level == Sync {
+		return s.write(func(put func(k, v []byte) error) error {
+			for _, ch := range changes {
+				if err := put(encode(ch)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed != nil {
+		return s.failed
+	}
+	for _, ch := range changes {
+		k, v := encode(ch)
+		s.pending[string(k)] = v
+	}
+	return nil
+}
+
+// encode returns key and value; a nil value is a removal.
+func encode(ch pcpserver.Change) (k, v []byte) {
+	k = appendKey(make([]byte, 0, 48), ch.Key)
+	if ch.Record != nil {
+		v = appendRecord(make([]byte, 0, 128), ch.Record)
+	}
+	return k, v
+}
+
+// SetEpoch implements pcpserver.Store. It is always durable when it returns:
+// it is rare, and an epoch that went backwards unseen would be a lie.
+func (s *Store) SetEpoch(start time.Time) error {
+	return s.write(func(func(k, v []byte) error) error { return nil }, &start)
+}
+
+// write runs one transaction and keeps the digest in step with it.
+func (s *Store) write(body func(put func(k, v []byte) error) error, epoch *time.Time) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	var sum digest
+	err := s.db.Update(func(tx *bolt.Tx) error {
+		sum = s.digest
+		meta, mappings := tx.Bucket(bucketMeta), tx.Bucket(bucketMappings)
+		err := body(func(k, v []byte) error {
+			if old := mappings.Get(k); old != nil {
+				sum.toggle(k, old)
+			}
+			if v == nil {
+				return mappings.Delete(k)
+			}
+			sum.toggle(k, v)
+			return mappings.Put(k, v)
+		})
+		if err != nil {
+			return err
+		}
+		if epoch != nil {
+			if err := meta.Put(keyEpoch, binary.BigEndian.AppendUint64(nil, uint64(epoch.UnixNano()))); err != nil {
+				return err
+			}
+		}
+		return meta.Put(keyDigest, sum[:])
+	})
+	if err != nil {
+		return fmt.Errorf("write state file: %w", err)
+	}
+	s.digest = sum
+	return nil
+}
+
+// flusher writes what a Relaxed store has gathered.
+func (s *Store) flusher() {
+	defer close(s.done)
+	t := time.NewTicker(FlushInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-t.C:
+			_ = s.Flush() // the next Commit reports it
+		}
+	}
+}
+
+// Flush writes what a Relaxed store has gathered. If that fails, Commit fails
+// until a later flush succeeds; nothing gathered is dropped.
+func (s *Store) Flush() error {
+	s.mu.Lock()
+	todo := s.pending
+	s.pending = make(map[string][]byte)
+	s.mu.Unlock()
+	if len(todo) == 0 {
+		return nil
+	}
+	err := s.write(func(put func(k, v []byte) error) error {
+		for k, v := range todo {
+			if err := put([]byte(k), v); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = err
+	if err != nil {
+		for k, v := range s.pending {
+			todo[k] = v
+		}
+		s.pending = todo
+	}
+	return err
+}
+
+// Close writes what is gathered and closes the file.
+func (s *Store) Close() error {
+	if s.level != Relaxed {
+		return s.db.Close()
+	}
+	close(s.stop)
+	<-s.done
+	err := s.Flush()
+	if err == nil {
+		err = s.setOpen(false)
+	}
+	return errors.Join(err, s.db.Close())
+}
