@@ -31,8 +31,10 @@ const (
 // mount namespace of its own, as that namespace's root, and its exit code is
 // passed on. Where the kernel forbids that, the tests run all the same and
 // those that call New are skipped, or fail if PCPD_REQUIRE_NETNS is 1.
-// Main does not return.
-func Main(m *testing.M) {
+// Main does not return; cleanup is called when all tests have ended.
+func Main(m *testing.M, cleanup ...func()) {
+	// Debian's users do not have the administrator's programs on their path.
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
 	switch {
 	case os.Getenv(childEnv) != "":
 		if err := enterChild(); err != nil {
@@ -54,7 +56,11 @@ func Main(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, f := range cleanup {
+		f()
+	}
+	os.Exit(code)
 }
 
 func required() bool { return os.Getenv(RequireEnv) == "1" }

@@ -224,3 +224,24 @@ func isClosed(err error) bool {
 	op, ok := err.(*net.OpError)
 	return ok && op.Err == net.ErrClosed || strings.Contains(err.Error(), "use of closed")
 }
+
+// ListenMulticast opens a UDP socket inside the namespace that gets what is
+// sent to a group ("224.0.0.1:5350") on one interface. It is closed when the
+// test ends.
+func (n *NS) ListenMulticast(ifname, group string) *net.UDPConn {
+	n.t.Helper()
+	to := netip.MustParseAddrPort(group)
+	var conn *net.UDPConn
+	var err error
+	n.Do(func() {
+		var ifi *net.Interface
+		if ifi, err = net.InterfaceByName(ifname); err == nil {
+			conn, err = net.ListenMulticastUDP(network("udp", to), ifi, net.UDPAddrFromAddrPort(to))
+		}
+	})
+	if err != nil {
+		n.t.Fatalf("%s: %v", n.Name, err)
+	}
+	n.t.Cleanup(func() { conn.Close() })
+	return conn
+}
