@@ -12,6 +12,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"pcpd/pcp/pcpserver"
 )
@@ -127,49 +129,49 @@ func (e *damageError) Error() string { return "state file is damaged: " + e.caus
 func (e *damageError) Unwrap() error { return e.cause }
 
 func open(path string, level Level) (st *Store, snap Snapshot, err error) {
-	fresh := false
-	if fi, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) {
-		fresh = true
-	} else if serr == nil && fi.Size() == 0 {
-		return nil, snap, &damageError{errors.New("file is empty")}
-	}
 	// bbolt maps the file: a page that is not there is a fault, and a page
 	// that makes no sense may be a panic. Both stay in this goroutine as long
 	// as bbolt's own Check, which starts another, is not used; the digest
-	// finds what it would. The list of free pages is not stored but found
-	// anew, so that it cannot be wrong.
+	// finds what it would.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	var db *bolt.DB
 	defer func() {
 		if p := recover(); p != nil {
 			st, err = nil, &damageError{fmt.Errorf("%v", p)}
 		}
-		if err != nil && db != nil {
-			closeQuietly(db)
-		}
 	}()
-	db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	fi, err := os.Stat(path)
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
-		return nil, snap, fmt.Errorf("state file %s is in use by another process", path)
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
-		return nil, snap, fmt.Errorf("state file: %w", err)
+	case errors.Is(err, fs.ErrNotExist):
+		if err = createFile(path, content{}); err != nil {
+			return nil, snap, err
+		}
 	case err != nil:
-		return nil, snap, &damageError{err}
+		return nil, snap, fmt.Errorf("state file: %w", err)
+	case fi.Size() == 0:
+		return nil, snap, &damageError{errors.New("file is empty")}
 	}
-	st = &Store{db: db, level: level}
-	if fresh {
-		err = st.create()
-	} else {
-		snap, err = st.load()
-	}
+	all, err := verify(path)
 	if err != nil {
+		return nil, snap, err
+	}
+	if all.open != nil {
+		// Nobody closed it: its records are whole, but the list of its free
+		// pages has no digest. A file written anew has a good one.
+		if err = createFile(path, all); err != nil {
+			return nil, snap, err
+		}
+	}
+	snap = Snapshot{Records: all.records, EpochStart: all.epoch, Lost: len(all.open) == 1 && Level(all.open[0]) == Relaxed}
+	db, err := openFile(path, false)
+	if err != nil {
+		return nil, snap, err
+	}
+	st = &Store{db: db, level: level, digest: all.digest}
+	if err = st.setOpen(true); err != nil {
+		closeQuietly(db)
 		return nil, Snapshot{}, err
 	}
 	if level == Relaxed {
-		if err = st.setOpen(true); err != nil {
-			return nil, Snapshot{}, err
-		}
 		st.pending = make(map[string][]byte)
 		st.stop, st.done = make(chan struct{}), make(chan struct{})
 		go st.flusher()
@@ -177,32 +179,100 @@ func open(path string, level Level) (st *Store, snap Snapshot, err error) {
 	return st, snap, nil
 }
 
+func openFile(path string, readOnly bool) (*bolt.DB, error) {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType, ReadOnly: readOnly})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("state file %s is in use by another process", path)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("state file: %w", err)
+	case err != nil:
+		return nil, &damageError{err}
+	}
+	return db, nil
+}
+
 func closeQuietly(db *bolt.DB) {
 	defer func() { _ = recover() }()
 	_ = db.Close()
 }
 
-func (s *Store) create() error {
-	return s.db.Update(func(tx *bolt.Tx) error {
-		if _, err := tx.CreateBucket(bucketMappings); err != nil {
+// content is everything in a file.
+type content struct {
+	raw     []pair
+	records []pcpserver.Record
+	epoch   time.Time
+	digest  digest
+	open    []byte // the level of whoever did not close it
+}
+
+type pair struct{ k, v []byte }
+
+// createFile writes a whole new file beside path and puts it in its place.
+func createFile(path string, c content) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("state file: %w", err)
+	}
+	db, err := openFile(tmp, false)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		mappings, err := tx.CreateBucket(bucketMappings)
+		if err != nil {
 			return err
+		}
+		mappings.FillPercent = 0.9
+		for _, p := range c.raw {
+			if err := mappings.Put(p.k, p.v); err != nil {
+				return err
+			}
 		}
 		meta, err := tx.CreateBucket(bucketMeta)
 		if err != nil {
 			return err
 		}
-		if err := meta.Put(keyVersion, []byte{formatVersion}); err != nil {
-			return err
+		if !c.epoch.IsZero() {
+			if err := putEpoch(meta, c.epoch); err != nil {
+				return err
+			}
 		}
-		return meta.Put(keyDigest, s.digest[:])
+		if c.open != nil {
+			if err := meta.Put(keyOpen, c.open); err != nil {
+				return err
+			}
+		}
+		return errors.Join(meta.Put(keyVersion, []byte{formatVersion}), meta.Put(keyDigest, c.digest[:]))
 	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("write state file: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
-// load reads everything and compares it with the digest.
-func (s *Store) load() (Snapshot, error) {
-	var snap Snapshot
+func putEpoch(meta *bolt.Bucket, start time.Time) error {
+	return meta.Put(keyEpoch, binary.BigEndian.AppendUint64(nil, uint64(start.UnixNano())))
+}
+
+// verify reads everything, without changing the file, and compares it with
+// the digest.
+func verify(path string) (content, error) {
+	var c content
+	db, err := openFile(path, true)
+	if err != nil {
+		return c, err
+	}
+	defer closeQuietly(db)
 	var sum digest
-	err := s.db.View(func(tx *bolt.Tx) error {
+	err = db.View(func(tx *bolt.Tx) error {
 		meta, mappings := tx.Bucket(bucketMeta), tx.Bucket(bucketMappings)
 		if meta == nil || mappings == nil {
 			return &damageError{errors.New("bucket is missing")}
@@ -215,30 +285,31 @@ func (s *Store) load() (Snapshot, error) {
 			return fmt.Errorf("state file has format %d and this version reads format %d; move it away or use the version that wrote it", v[0], formatVersion)
 		}
 		if e := meta.Get(keyEpoch); len(e) == 8 {
-			snap.EpochStart = time.Unix(0, int64(binary.BigEndian.Uint64(e))).UTC()
+			c.epoch = time.Unix(0, int64(binary.BigEndian.Uint64(e))).UTC()
 		}
-		snap.Lost = meta.Get(keyOpen) != nil
-		copy(s.digest[:], meta.Get(keyDigest))
+		c.open = bytes.Clone(meta.Get(keyOpen))
+		copy(c.digest[:], meta.Get(keyDigest))
 		return mappings.ForEach(func(k, v []byte) error {
 			sum.toggle(k, v)
 			r, err := decode(k, v)
 			if err != nil {
 				return &damageError{err}
 			}
-			snap.Records = append(snap.Records, r)
+			c.records = append(c.records, r)
+			c.raw = append(c.raw, pair{bytes.Clone(k), bytes.Clone(v)})
 			return nil
 		})
 	})
-	if err == nil && sum != s.digest {
+	if err == nil && sum != c.digest {
 		err = &damageError{errors.New("records do not match their digest")}
 	}
-	return snap, err
+	return c, err
 }
 
 func (s *Store) setOpen(open bool) error {
 	return s.db.Update(func(tx *bolt.Tx) error {
 		if open {
-			return tx.Bucket(bucketMeta).Put(keyOpen, []byte{1})
+			return tx.Bucket(bucketMeta).Put(keyOpen, []byte{byte(s.level)})
 		}
 		return tx.Bucket(bucketMeta).Delete(keyOpen)
 	})
@@ -305,7 +376,7 @@ func (s *Store) write(body func(put func(k, v []byte) error) error, epoch *time.
 			return err
 		}
 		if epoch != nil {
-			if err := meta.Put(keyEpoch, binary.BigEndian.AppendUint64(nil, uint64(epoch.UnixNano()))); err != nil {
+			if err := putEpoch(meta, *epoch); err != nil {
 				return err
 			}
 		}
@@ -365,12 +436,12 @@ func (s *Store) Flush() error {
 
 // Close writes what is gathered and closes the file.
 func (s *Store) Close() error {
-	if s.level != Relaxed {
-		return s.db.Close()
+	var err error
+	if s.level == Relaxed {
+		close(s.stop)
+		<-s.done
+		err = s.Flush()
 	}
-	close(s.stop)
-	<-s.done
-	err := s.Flush()
 	if err == nil {
 		err = s.setOpen(false)
 	}
