@@ -83,6 +83,11 @@ func (f Filter) String() string {
 type Mapping struct {
 	Kind     Kind
 	Protocol Protocol
+	// Realm tells apart hosts that have the same internal address: for
+	// DS-Lite it is the IPv6 address of the softwire's other end, for a
+	// layer 2 NAT what the server's directory of subscribers says. It is
+	// the zero Addr where internal addresses are unique.
+	Realm netip.Addr
 	// Internal is the internal address and port. Port zero is a wildcard
 	// for MAP: all ports of the protocol, or with ProtocolAll everything.
 	Internal netip.AddrPort
@@ -101,18 +106,19 @@ type Mapping struct {
 }
 
 // Key identifies a mapping among all of a server (RFC 6887, Section 10):
-// inbound ones by protocol and internal endpoint, outbound ones by the remote
-// peer too. It is comparable.
+// inbound ones by protocol, realm and internal endpoint, outbound ones by the
+// remote peer too. It is comparable.
 type Key struct {
 	Outbound   bool
 	Protocol   Protocol
+	Realm      netip.Addr
 	Internal   netip.AddrPort
 	RemotePeer netip.AddrPort // zero unless Outbound
 }
 
 // Key returns the mapping's identity.
 func (m *Mapping) Key() Key {
-	k := Key{Protocol: m.Protocol, Internal: m.Internal}
+	k := Key{Protocol: m.Protocol, Realm: m.Realm, Internal: m.Internal}
 	if m.Kind == KindPeer {
 		k.Outbound, k.RemotePeer = true, m.RemotePeer
 	}
