@@ -10,6 +10,7 @@ import (
 // other two are recognised so that they can be refused or handed on.
 type Version uint8
 
+// The versions that a server may meet.
 const (
 	VersionNATPMP Version = 0 // RFC 6886
 	VersionDraft  Version = 1 // obsolete drafts of PCP
@@ -20,6 +21,7 @@ const (
 // (RFC 6887, Section 7.1).
 type Opcode uint8
 
+// The Opcodes of RFC 6887. Opcode 3, AUTHENTICATION (RFC 7652), is not served.
 const (
 	OpcodeAnnounce Opcode = 0 // RFC 6887, Section 14.1
 	OpcodeMap      Opcode = 1 // RFC 6887, Section 11
@@ -42,6 +44,7 @@ func (o Opcode) String() string {
 // ResultCode is the result octet of a response (RFC 6887, Section 7.4).
 type ResultCode uint8
 
+// The result codes of RFC 6887, Section 7.4.
 const (
 	ResultSuccess               ResultCode = 0
 	ResultUnsuppVersion         ResultCode = 1
@@ -82,7 +85,10 @@ const (
 
 // ErrorLifetime returns how long a client should not repeat a request that
 // was answered with r: 30 seconds for the errors that pass by themselves,
-// 30 minutes for the others, zero for SUCCESS (RFC 6887, Section 7.4).
+// 30 minutes for the others, zero for SUCCESS (RFC 6887, Section 7.4). Codes
+// that are not known count as errors of the long kind. The lifetime of
+// CANNOT_PROVIDE_EXTERNAL depends on its cause; the short one is for a port
+// that another mapping holds for the moment.
 func (r ResultCode) ErrorLifetime() time.Duration {
 	switch r {
 	case ResultSuccess:
@@ -97,6 +103,7 @@ func (r ResultCode) ErrorLifetime() time.Duration {
 // (RFC 6887, Section 11.1).
 type Protocol uint8
 
+// The protocols that have a name in this package; any other number is legal.
 const (
 	ProtocolAll     Protocol = 0
 	ProtocolICMP    Protocol = 1
@@ -125,7 +132,8 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// ParseProtocol reads a name as String writes it, or a number from 0 to 255.
+// ParseProtocol reads a name as String writes it, in lower case, or a decimal
+// number from 0 to 255.
 func ParseProtocol(s string) (Protocol, error) {
 	for p, name := range protocolNames {
 		if s == name {

@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// ErrDrop is returned for a datagram that must not be answered at all
-// (RFC 6887, Section 8.2).
+// ErrDrop is wrapped by the error for a datagram that must be ignored: a
+// request that gets no answer (RFC 6887, Section 8.2) or a response that tells
+// the client nothing (Section 8.3). Compare with errors.Is.
 var ErrDrop = errors.New("datagram is silently dropped")
 
 // ErrConflict is wrapped by a device when the kernel, or whatever keeps its
@@ -14,7 +15,8 @@ var ErrDrop = errors.New("datagram is silently dropped")
 // server may try the request once more: the device chooses another.
 var ErrConflict = errors.New("external address and port already in use")
 
-// Error is an error with the answer that a client gets for it.
+// Error is an error with the answer that a client gets for it. Errors that this
+// package returns are shared between calls and must not be modified.
 type Error struct {
 	Result ResultCode
 	// Lifetime for the error response; zero means Result.ErrorLifetime().
@@ -25,10 +27,9 @@ type Error struct {
 	Err error
 }
 
-// Errorf-free constructor: most errors of this package are constants in all
-// but name, and a request that is refused must not cost an allocation more.
-
-// NewError returns an Error with the usual lifetime of its result code.
+// NewError returns an Error with the usual lifetime of its result code. There
+// is no formatting: most refusals are the same each time and can be made once,
+// so that a request that is refused costs no allocation.
 func NewError(result ResultCode, reason string) *Error {
 	return &Error{Result: result, Reason: reason}
 }
