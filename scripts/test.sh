@@ -25,6 +25,9 @@ unformatted=$(gofmt -l .)
 go vet ./... || fail "go vet found something."
 shellcheck -x scripts/*.sh scripts/lab .ci/run || fail "shellcheck found something in a script."
 
+step "builds for a router of 32 bits and big-endian, too"
+CGO_ENABLED=0 GOARCH=mips go build -o /dev/null ./cmd/... || fail "it does not build for mips."
+
 step "all tests, race detector on"
 mkdir -p build
 go test -race -timeout 15m -json ./... | go run ./internal/testreport -no-skips build/summary.txt ||
