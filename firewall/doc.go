@@ -1,0 +1,72 @@
+// Package firewall keeps the one nftables table of a PCP server, "inet pcpd",
+// and is its firewall: pinholes for MAP and PEER, and FILTER for every kind of
+// mapping (RFC 6887, Sections 11 to 13).
+//
+// # The table
+//
+// A packet through the router meets these base chains; none has a policy other
+// than accept. nat adds its own at prerouting -100 and postrouting 100.
+//
+//	prerouting -150   prerouting   ct mark & BIT: flow; no established flow: new4, new6
+//	     |                           new4   is it to or from a pin, or of a PEER mapping?
+//	     |                                  then mark packet and flow, note the socket in used4
+//	     |                           flow   restore the packet's mark; from inside: outbound4
+//	     |                           outbound4  note the mapped socket in busy4
+//	     |
+//	forward 0         forward      to a filtered socket: filter4 -> check4: permitted peers
+//	     |                         return, others are dropped, whatever direction the flow
+//	     |                         began in and before anything is accepted
+//	     |                       only with Config.Own:
+//	     |                         meta mark & BIT accept
+//	     |                         ct state established,related accept
+//	     |                         accept (rules of extensions)
+//	     v                         from External to a served prefix: drop
+//
+// Everything that changes with a mapping is an element of a hash set, never a
+// rule. Keys are concatenations in network byte order. n is 4 or 6:
+//
+//	internal          names of the internal interfaces
+//	servedN           internal prefixes that new flows from outside do not reach
+//	pinN              address . protocol . port           a MAP mapping
+//	pinNp, pinNa      address . protocol, address         a wildcard one
+//	peerN             internal socket . remote socket     a PEER mapping; peerNp without ports
+//	filteredN(p, a)   as pinN, of the internal side       has filters
+//	allowN(p, a)_L    the same . remote address & /L      a permitted peer; with _p also its port
+//	usedN             address . protocol . port           carried a flow, so its end must cut flows
+//	busyN             address . protocol . port           sent something within the idle time
+//
+// The sets allow* and the rules that ask them are made when a prefix length is
+// used for the first time, in the transaction that needs them.
+//
+// Elements time out in the kernel Config.Grace after the mapping, so that a
+// dead daemon leaves nothing behind for long; a living one deletes them itself.
+//
+// # Contract with neighbours
+//
+// We touch this table only and never flush another. Where the kernel has it
+// (Linux 6.9) the table is owned by our socket and persistent: others cannot
+// change or flush it, and it stays when the daemon ends.
+//
+// An accept of ours does not overrule a drop in another table. What a mapping
+// opens has Config.Mark set in the packet mark from prerouting -150 (pins) or
+// -100 (translations) on, in both directions, except in packets of flows that
+// began inside. A host's own firewall that drops by default needs one line
+// before its drop:
+//
+//	meta mark & 0x100 == 0x100 accept
+//
+// We set this one bit of packet and conntrack mark, and neither change nor
+// clear others. Without Config.Own we drop nothing except by FILTER; with it
+// we also drop what comes from the external interface for a served prefix and
+// belongs to no flow and no mapping.
+//
+// Hairpinned packets (from inside to an external address of our own) are
+// filtered by their internal source address.
+//
+// # Transactions
+//
+// Put, Renew and Drop stage steps for a mapping; Commit sends all that is
+// staged as one transaction. The kernel names each message that it refuses; the
+// mapping it belongs to is taken out and the rest is sent again, so one
+// client's conflict does not cost another its mapping.
+package firewall

@@ -1,0 +1,200 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pcpd/internal/nft"
+	"pcpd/pcp"
+)
+
+// Table is the daemon's table in the kernel and the changes staged for it. Its
+// methods may be called from several goroutines.
+type Table struct {
+	cfg  Config
+	log  *slog.Logger
+	conn *nft.Conn
+	exts []Extension
+
+	mu     sync.Mutex // guards all below
+	feat   features
+	probed bool
+	handle uint64 // of the table that Install made
+	parts  map[*pcp.Mapping]*part
+	order  []*part // parts in the order of their first step
+	ops    []op
+	batch  nft.Batch
+	owner  []int
+	// filters is the structure for FILTER that the kernel has,
+	// filtersStaged what it has after the next Commit.
+	filters, filtersStaged filterSets
+}
+
+// Open connects to the kernel; nothing is changed before Install. Extensions
+// add their sets, chains and rules to what Install makes.
+func Open(cfg Config, ext ...Extension) (*Table, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("firewall: %w", err)
+	}
+	conn, err := nft.DialNetNS(cfg.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("firewall: %w", err)
+	}
+	t := &Table{cfg: cfg, log: cfg.Logger, conn: conn, exts: ext, parts: map[*pcp.Mapping]*part{}}
+	if _, err := conn.Generation(); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("firewall: %w", explain(err))
+	}
+	return t, nil
+}
+
+// explain adds what to do to the errors that everybody meets once.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("changing nftables needs CAP_NET_ADMIN in the owner of the network namespace: %w", err)
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("the kernel has no nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET): %w", err)
+	}
+	return err
+}
+
+// Config returns the configuration with its defaults filled in.
+func (t *Table) Config() Config { return t.cfg }
+
+// Install makes the table anew, in one transaction: whatever was in it is gone,
+// mappings included, and so is everything staged so far. It returns an error
+// if the table belongs to another running daemon.
+func (t *Table) Install(_ time.Time) error {
+	t.mu.Lock()
+	t.resetLocked()
+	err := t.installLocked()
+	t.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("firewall: install table inet %s: %w", TableName, explain(err))
+	}
+	return nil
+}
+
+// resetLocked forgets what is staged.
+func (t *Table) resetLocked() {
+	t.ops, t.order = nil, nil
+	t.parts = map[*pcp.Mapping]*part{}
+	t.filters, t.filtersStaged = filterSets{}, filterSets{}
+}
+
+func (t *Table) installLocked() error {
+	if !t.probed {
+		feat, err := probe(t.conn)
+		if err != nil {
+			return err
+		}
+		t.feat, t.probed = feat, true
+	}
+	// Somebody may make or delete the table between looking and committing;
+	// once is enough of an excuse.
+	for attempt := 0; ; attempt++ {
+		exists, err := t.mayReplace()
+		if err != nil {
+			return err
+		}
+		t.batch.Reset()
+		if exists {
+			t.batch.DelTable(TableName)
+		}
+		t.batch.AddTable(TableName, t.feat.tableFlags)
+		if err := t.buildLocked(); err != nil {
+			return err
+		}
+		if err = t.conn.Commit(&t.batch); err == nil {
+			break
+		}
+		if attempt == 2 || !(errors.Is(err, nft.ErrOverrun) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST)) {
+			return err
+		}
+	}
+	info, found, err := t.conn.GetTable(TableName)
+	if err == nil && !found {
+		err = ErrTableGone
+	}
+	t.handle = info.Handle
+	return err
+}
+
+// buildLocked adds the table's whole content to the batch.
+func (t *Table) buildLocked() error {
+	b := newBuilder(t.cfg)
+	buildFirewall(b)
+	for _, e := range t.exts {
+		if err := e.Build(b); err != nil {
+			return err
+		}
+	}
+	return b.appendTo(&t.batch)
+}
+
+// mayReplace reports whether a table of our name exists. That another living
+// socket owns it is an error.
+func (t *Table) mayReplace() (bool, error) {
+	info, found, err := t.conn.GetTable(TableName)
+	if err != nil || !found {
+		return false, err
+	}
+	port, err := t.conn.Port()
+	if err != nil {
+		return false, err
+	}
+	if info.Owner != 0 && info.Owner != port {
+		return true, fmt.Errorf("it belongs to another running process (netlink port %d): stop that one first", info.Owner)
+	}
+	return true, nil
+}
+
+// ownLocked takes the table back after the socket was replaced.
+func (t *Table) ownLocked() error {
+	if t.feat.tableFlags == 0 || t.handle == 0 {
+		return nil
+	}
+	var b nft.Batch
+	b.AddTable(TableName, t.feat.tableFlags)
+	if err := t.conn.Commit(&b); err != nil {
+		return fmt.Errorf("firewall: take table inet %s back: %w", TableName, err)
+	}
+	return t.presentLocked()
+}
+
+// Verify asks whether the table is still the one that Install made. It returns
+// ErrTableGone if not.
+func (t *Table) Verify() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.presentLocked()
+}
+
+// Remove deletes our table and nothing else. That there is none is success.
+func (t *Table) Remove() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.resetLocked()
+	exists, err := t.mayReplace()
+	if err == nil && exists {
+		var b nft.Batch
+		b.DelTable(TableName)
+		if err = t.conn.Commit(&b); errors.Is(err, unix.ENOENT) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("firewall: remove table inet %s: %w", TableName, explain(err))
+	}
+	t.handle = 0
+	return nil
+}
+
+// Close closes the connection and leaves the table as it is.
+func (t *Table) Close() error { return t.conn.Close() }
