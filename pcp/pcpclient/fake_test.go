@@ -188,7 +188,7 @@ type server struct {
 	result   pcp.ResultCode
 	lifetime time.Duration // granted; zero: as asked
 	shift    uint16
-	obey     bool // grants the suggested port
+	obey     bool // grants the suggestion
 	// answer replaces the server's own; nil datagrams are silence.
 	answer func(r *pcp.Request, raw []byte) []byte
 	got    []seen
@@ -251,13 +251,12 @@ func (s *server) success(r *pcp.Request) pcp.Response {
 	if r.Opcode == pcp.OpcodeAnnounce {
 		return resp
 	}
-	port := r.InternalPort + s.shift
-	if s.obey && r.SuggestedExternal.Port() != 0 {
-		port = r.SuggestedExternal.Port()
-	}
-	resp.External = netip.AddrPortFrom(public4, port)
+	resp.External = netip.AddrPortFrom(public4, r.InternalPort+s.shift)
 	if r.Client.Is6() {
-		resp.External = netip.AddrPortFrom(r.Client, port)
+		resp.External = netip.AddrPortFrom(r.Client, r.InternalPort+s.shift)
+	}
+	if s.obey && r.SuggestedExternal.Port() != 0 {
+		resp.External = r.SuggestedExternal
 	}
 	return resp
 }

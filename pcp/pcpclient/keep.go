@@ -123,6 +123,7 @@ type task struct {
 	current Result
 	granted time.Time // when current began
 	sent    time.Time // when the last renewal was sent
+	asking  bool      // it is unanswered
 }
 
 // add makes a task for request number i at s. Tasks with the same server and
@@ -272,7 +273,7 @@ func (t *task) take(r reply) time.Duration {
 // lost reports a loss of state and waits before the mapping is asked for again.
 func (t *task) lost(ctx context.Context) {
 	if t.alive {
-		t.alive = false
+		t.alive, t.asking = false, false
 		t.emit(EventLost, t.current, 0)
 	}
 	sleep(ctx, recoveryDelay())
@@ -313,7 +314,6 @@ func (t *task) pause(ctx context.Context, d time.Duration) {
 // 11.2.1).
 func (t *task) hold(ctx context.Context) {
 	lifetime, began := t.current.Mapping.Lifetime, t.granted
-	asking := false
 	for n := 0; ; n++ {
 		// No closer than four seconds to the one before, and none that
 		// would be late.
@@ -331,7 +331,7 @@ func (t *task) hold(ctx context.Context) {
 		timer.Stop()
 		switch {
 		case err == nil:
-			t.heard(ctx, r, asking)
+			t.heard(ctx, r)
 			return
 		case err == errWoken:
 			t.lost(ctx)
@@ -339,21 +339,20 @@ func (t *task) hold(ctx context.Context) {
 		case err != errSilent:
 			return // ctx ended
 		case last:
-			t.alive = false
+			t.alive, t.asking = false, false
 			t.emit(EventExpired, t.current, 0)
 			if gap := time.Until(t.sent.Add(minRenewalGap)); gap > 0 {
 				sleep(ctx, gap)
 			}
 			return
 		}
-		asking = true
 		t.renew(ctx)
 	}
 }
 
 // renew sends one renewal.
 func (t *task) renew(ctx context.Context) {
-	t.sent = time.Now()
+	t.sent, t.asking = time.Now(), true
 	t.link.follow(ctx)
 	if _, err := t.link.send(ctx, t.call); err != nil {
 		t.link.log.Debug("send failed", "server", t.link.address(), "err", err)
@@ -363,8 +362,10 @@ func (t *task) renew(ctx context.Context) {
 // heard takes a reply while the mapping is alive. If nothing was asked it is a
 // mapping update (Section 14.2): what it says counts, and if it moved the
 // mapping, asking again within five seconds tells the server that it arrived.
-func (t *task) heard(ctx context.Context, r reply, asking bool) {
-	if !asking && r.response.Result == pcp.ResultUnsuppVersion {
+func (t *task) heard(ctx context.Context, r reply) {
+	asked := t.asking
+	t.asking = false
+	if !asked && r.response.Result == pcp.ResultUnsuppVersion {
 		return // nothing that a mapping update could say
 	}
 	before := t.current.Mapping.External
@@ -372,7 +373,7 @@ func (t *task) heard(ctx context.Context, r reply, asking bool) {
 		t.pause(ctx, wait)
 		return
 	}
-	if !asking && t.current.Mapping.External != before {
+	if !asked && t.current.Mapping.External != before {
 		sleep(ctx, recoveryDelay())
 		t.renew(ctx)
 	}
