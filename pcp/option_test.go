@@ -216,3 +216,20 @@ func TestAppendOptionTooLong(t *testing.T) {
 	}()
 	pcp.AppendOption(nil, pcp.OptionDescription, make([]byte, 65536))
 }
+
+// TestOptionWithoutItsPadding: the length of a response with UNSUPP_VERSION is
+// not checked, nor that of a datagram that did not go through ParseHeader.
+func TestOptionWithoutItsPadding(t *testing.T) {
+	b := join(golden(t, "map-request"), []byte{128, 0, 0, 1, 'a'})
+	r := pcp.Request{Opcode: pcp.OpcodeMap}
+	if err := r.ParseBody(b); err != nil {
+		t.Fatal(err)
+	}
+	if got := outcome(t, r.CheckOptions()); got != "MALFORMED_OPTION" || options(r.Options()) != nil {
+		t.Errorf("request: got %q, options %s", got, options(r.Options()))
+	}
+	resp, err := pcp.ParseResponse(edit(b, 0, 2, 0x81, 0, 1))
+	if err != nil || resp.InternalPort != 4500 || options(resp.Options()) != nil {
+		t.Errorf("response: got %s, %v", response(resp), err)
+	}
+}
