@@ -44,8 +44,15 @@
 // header, Section 14.1.1 answers such an ANNOUNCE; here it is dropped. The 96
 // reserved bits of an error response keep the end of the client's address only
 // if the request was not parsed: after UNSUPP_VERSION, MALFORMED_REQUEST and
-// MALFORMED_OPTION. Prefix length zero in FILTER deletes all filters whatever
-// its address field holds. Non-zero reserved and padding octets are ignored.
+// MALFORMED_OPTION. Non-zero reserved and padding octets are ignored.
+//
+// Errata: by 3621, which is verified, a request with lifetime zero says by its
+// suggested external address, :: or 0.0.0.0, which family's mapping is deleted;
+// the two stay apart in SuggestedExternal. By 3891, which is held for the next
+// document, prefix length zero in FILTER deletes all filters whatever its port
+// and address are; so it does here. That erratum also refuses the IPv4 prefix
+// length 96, which the RFC's own text permits and this package accepts, since
+// with a port it limits something.
 //
 // # Packages
 //

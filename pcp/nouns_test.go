@@ -176,6 +176,11 @@ func TestKey(t *testing.T) {
 	if inbound.Key() != static.Key() || inbound.Key() != renewed.Key() {
 		t.Error("an inbound mapping has more to its identity than protocol and internal endpoint")
 	}
+	neighbour := inbound
+	neighbour.Realm = addr("2001:db8::1")
+	if neighbour.Key() == inbound.Key() {
+		t.Error("mappings of two realms are the same")
+	}
 	other := outbound
 	other.RemotePeer = addrPort("192.0.2.1:2")
 	if inbound.Key() == outbound.Key() || outbound.Key() == other.Key() {
