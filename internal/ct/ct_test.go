@@ -121,8 +121,10 @@ func TestDelete(t *testing.T) {
 		{"external and internal", ct.Through(udp, wan4000, in5000), nil, 0, 2, 1},
 		{"another internal", ct.Through(udp, wan4000, in2), nil, 2, 2, 1},
 		{"by internal socket", ct.From(udp, netip.MustParseAddrPort("192.168.1.10:6000")), nil, 2, 2, 0},
-		{"internal and external", ct.As(udp, netip.MustParseAddrPort("192.168.1.10:6000"), netip.MustParseAddrPort("203.0.113.2:6000")), nil, 2, 2, 0},
-		{"internal and another external", ct.As(udp, netip.MustParseAddrPort("192.168.1.10:6000"), wan4000), nil, 2, 2, 1},
+		{"by the external side of outbound flows", ct.As(udp, netip.MustParseAddrPort("203.0.113.2:6000")), nil, 2, 2, 0},
+		{"all that left with an address", ct.As(pcp.ProtocolAll, netip.AddrPortFrom(wan4000.Addr(), 0)), nil, 2, 2, 0},
+		{"all that came to an address", ct.To(pcp.ProtocolAll, netip.AddrPortFrom(wan4000.Addr(), 0)), nil, 0, 0, 1},
+		{"what was not translated", ct.Untranslated(udp, wan4000), nil, 2, 2, 1},
 		{"another protocol", ct.To(pcp.ProtocolTCP, wan4000), nil, 2, 2, 1},
 		{"all ports of an address", ct.To(udp, netip.AddrPortFrom(wan4000.Addr(), 0)), nil, 0, 0, 1},
 		{"a permitted peer stays", ct.To(udp, wan4000), []pcp.Filter{outside}, 1, 2, 1},
@@ -141,6 +143,26 @@ func TestDelete(t *testing.T) {
 				t.Errorf("flows left (to 4000, to 4001, from 6000): %v, want %v", got, want)
 			}
 		})
+	}
+}
+
+func TestCut(t *testing.T) {
+	_, c := world(t)
+	m := &pcp.Mapping{Protocol: pcp.ProtocolUDP, Internal: in5000, External: wan4000}
+	keep := []pcp.Filter{{Peers: netip.PrefixFrom(addr(nstest.OutsideAddr), 32)}}
+	if err := c.Cut(m, keep); err != nil {
+		t.Fatal(err)
+	}
+	if got := [2]int{count(t, c, ct.To(pcp.ProtocolUDP, wan4000)), count(t, c, ct.To(pcp.ProtocolUDP, wan4001))}; got != [2]int{1, 2} {
+		t.Errorf("flows left after a filter: %v, want [1 2]", got)
+	}
+	peer := &pcp.Mapping{Kind: pcp.KindPeer, Protocol: pcp.ProtocolUDP, Internal: netip.MustParseAddrPort("192.168.1.10:6000"),
+		External: netip.MustParseAddrPort("203.0.113.2:6000"), RemotePeer: netip.MustParseAddrPort("203.0.113.100:7")}
+	if err := c.Cut(peer, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, c, ct.From(pcp.ProtocolUDP, peer.Internal)); n != 0 {
+		t.Errorf("%d flows of a PEER mapping left", n)
 	}
 }
 

@@ -14,10 +14,10 @@ import (
 	"pcpd/pcp"
 )
 
-// Match selects flows of one protocol by some of their four endpoints. An
-// endpoint that is the zero AddrPort selects nothing; port zero stands for
-// every port. At least one endpoint must be given, so that no Match can mean
-// every flow.
+// Match selects flows by some of their four endpoints. An endpoint that is
+// the zero AddrPort selects nothing; port zero stands for every port and
+// pcp.ProtocolAll for every protocol. At least one endpoint must be given, so
+// that no Match can mean every flow.
 type Match struct {
 	Protocol           pcp.Protocol
 	OrigSrc, OrigDst   netip.AddrPort
@@ -36,15 +36,20 @@ func Through(protocol pcp.Protocol, external, internal netip.AddrPort) Match {
 	return Match{Protocol: protocol, OrigDst: external, ReplySrc: internal}
 }
 
+// Untranslated selects the flows that came to an external address and port and
+// were passed on to nobody.
+func Untranslated(protocol pcp.Protocol, external netip.AddrPort) Match {
+	return Match{Protocol: protocol, OrigDst: external, ReplySrc: external}
+}
+
 // From selects the flows that an internal socket began.
 func From(protocol pcp.Protocol, internal netip.AddrPort) Match {
 	return Match{Protocol: protocol, OrigSrc: internal}
 }
 
-// As selects the flows that an internal socket began and that left with an
-// external address and port.
-func As(protocol pcp.Protocol, internal, external netip.AddrPort) Match {
-	return Match{Protocol: protocol, OrigSrc: internal, ReplyDst: external}
+// As selects the flows that left with an external address and port.
+func As(protocol pcp.Protocol, external netip.AddrPort) Match {
+	return Match{Protocol: protocol, ReplyDst: external}
 }
 
 // Matches reports whether the Match selects f.
@@ -52,7 +57,7 @@ func (m Match) Matches(f Flow) bool {
 	end := func(want, have netip.AddrPort) bool {
 		return !want.IsValid() || want.Addr() == have.Addr() && (want.Port() == 0 || want.Port() == have.Port())
 	}
-	return m.Protocol == f.Orig.Protocol &&
+	return (m.Protocol == pcp.ProtocolAll || m.Protocol == f.Orig.Protocol) &&
 		end(m.OrigSrc, f.Orig.Src) && end(m.OrigDst, f.Orig.Dst) &&
 		end(m.ReplySrc, f.Reply.Src) && end(m.ReplyDst, f.Reply.Dst)
 }
@@ -109,6 +114,32 @@ func permitted(f Flow, keep []pcp.Filter) bool {
 		}
 	}
 	return false
+}
+
+// End deletes the one flow that has the tuple in either direction, if there
+// is one.
+func (c *Conn) End(orig Tuple) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.flows.Delete(conntrack.Flow{TupleOrig: orig.wire()})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("ct: delete %v flow from %v to %v: %w", orig.Protocol, orig.Src, orig.Dst, err)
+	}
+	return nil
+}
+
+// Cut deletes what passes through a mapping because of it: the flows that
+// remote peers began through a MAP mapping, wildcards included, and the one
+// flow of a PEER mapping. Flows of peers that keep permits stay. What the
+// mapped socket began itself stays too: those flows are mappings of their own
+// (RFC 6887, Section 11.3) and would be without MAP.
+func (c *Conn) Cut(m *pcp.Mapping, keep []pcp.Filter) error {
+	if m.Kind != pcp.KindPeer {
+		return c.Delete(Through(m.Protocol, m.External, m.Internal), keep...)
+	}
+	return errors.Join(
+		c.End(Tuple{m.Protocol, m.Internal, m.RemotePeer}),
+		c.End(Tuple{m.Protocol, m.RemotePeer, m.External}))
 }
 
 // Flows returns the flows that m selects.
@@ -249,11 +280,13 @@ func (m Match) tuple(kind uint16, src, dst netip.AddrPort) (netfilter.Attribute,
 	if !src.IsValid() && !dst.IsValid() {
 		return netfilter.Attribute{}, 0
 	}
-	flags := uint32(flagProtoNum)
+	var flags uint32
 	ip := netfilter.Attribute{Type: ctaTupleIP, Nested: true}
-	proto := netfilter.Attribute{Type: ctaTupleProto, Nested: true, Children: []netfilter.Attribute{
-		{Type: ctaProtoNum, Data: []byte{uint8(m.Protocol)}},
-	}}
+	proto := netfilter.Attribute{Type: ctaTupleProto, Nested: true}
+	if m.Protocol != pcp.ProtocolAll {
+		flags |= flagProtoNum
+		proto.Children = append(proto.Children, netfilter.Attribute{Type: ctaProtoNum, Data: []byte{uint8(m.Protocol)}})
+	}
 	end := func(a netip.AddrPort, addr4, addr6 uint16, addrFlag uint32, port uint16, portFlag uint32) {
 		if !a.IsValid() {
 			return
@@ -264,7 +297,7 @@ func (m Match) tuple(kind uint16, src, dst netip.AddrPort) (netfilter.Attribute,
 		}
 		ip.Children = append(ip.Children, netfilter.Attribute{Type: attr, Data: a.Addr().AsSlice()})
 		flags |= addrFlag
-		if a.Port() == 0 {
+		if a.Port() == 0 || m.Protocol == pcp.ProtocolAll {
 			return
 		}
 		if id, idFlag, isID := m.identifier(); isID {
@@ -278,7 +311,11 @@ func (m Match) tuple(kind uint16, src, dst netip.AddrPort) (netfilter.Attribute,
 	}
 	end(src, ctaIPv4Src, ctaIPv6Src, flagIPSrc, ctaSrcPort, flagSrcPort)
 	end(dst, ctaIPv4Dst, ctaIPv6Dst, flagIPDst, ctaDstPort, flagDstPort)
-	return netfilter.Attribute{Type: kind, Nested: true, Children: []netfilter.Attribute{ip, proto}}, flags
+	parts := []netfilter.Attribute{ip}
+	if len(proto.Children) > 0 {
+		parts = append(parts, proto)
+	}
+	return netfilter.Attribute{Type: kind, Nested: true, Children: parts}, flags
 }
 
 // identifier returns what stands in the place of ports for ICMP.
