@@ -73,6 +73,14 @@ func NewServer(cfg Config) *Server {
 	return &Server{cfg: cfg, log: log, watchers: make(map[*watcher]struct{})}
 }
 
+// Watched reports whether anybody reads events, for who would make them in
+// vain otherwise.
+func (s *Server) Watched() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.watchers) > 0
+}
+
 // Publish hands e to all who watch. It never blocks: a reader who is
 // watcherBuffer events behind loses its stream instead.
 func (s *Server) Publish(e Event) {

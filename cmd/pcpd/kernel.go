@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"pcpd/firewall"
+	"pcpd/internal/ct"
+	"pcpd/pcp"
+	"pcpd/pcp/pcpserver"
+)
+
+// dataPath is what makes mappings real: the table in the kernel and the
+// devices that share it.
+type dataPath struct {
+	log      *slog.Logger
+	table    *firewall.Table
+	flows    *ct.Conn
+	services []pcpserver.Service
+}
+
+// openDataPath puts the table into the kernel.
+func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.Logger) (p *dataPath, err error) {
+	p = &dataPath{log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close(false))
+		}
+	}()
+	if p.flows, err = ct.Dial(0); err != nil {
+		return p, fmt.Errorf("connection tracking cannot be asked; pcpd needs CAP_NET_ADMIN and the kernel's nf_conntrack_netlink: %w", err)
+	}
+	if p.table, err = firewall.Open(tableConfig(c, p.flows, log)); err != nil {
+		return p, err
+	}
+	if err = p.table.Install(now); err != nil {
+		return p, err
+	}
+	for _, f := range p.table.Features() {
+		log.Info("kernel: " + f)
+	}
+	fw := firewall.New(p.table)
+	for _, m := range c.modes {
+		p.services = append(p.services, service(c, m, fw))
+	}
+	return p, nil
+}
+
+// tableConfig is c as the firewall package says it.
+func tableConfig(c *config, flows *ct.Conn, log *slog.Logger) firewall.Config {
+	cfg := firewall.Config{
+		Own: !c.hostFirewall, Mark: c.mark, Internal: c.internal, External: c.external,
+		Flows: cutter{flows}, Logger: log,
+	}
+	for _, m := range c.modes {
+		switch m.kind {
+		case pcpserver.TypeFW4:
+			cfg.FW4, cfg.Served4 = true, m.prefixes
+		case pcpserver.TypeFW6:
+			cfg.FW6, cfg.Served6 = true, m.prefixes
+		}
+	}
+	return cfg
+}
+
+// service binds one mode to its device.
+func service(c *config, m mode, device pcpserver.Mapper) pcpserver.Service {
+	flags := pcpserver.FlagAnnounce | pcpserver.FlagUpdate
+	for flag, on := range map[pcpserver.Flags]bool{
+		pcpserver.FlagOtherProto: c.otherProtocols,
+		pcpserver.FlagPort0:      c.wildcard,
+		pcpserver.FlagOneOne:     c.dmz,
+		pcpserver.FlagThirdParty: c.thirdParty,
+	} {
+		if on {
+			flags |= flag
+		}
+	}
+	return pcpserver.Service{Type: m.kind, Prefixes: m.prefixes, Flags: flags, ThirdPartyFrom: c.thirdPartyFrom, Device: device}
+}
+
+// setExternal gives the translation other external addresses.
+func (p *dataPath) setExternal(external []netip.Prefix) error { return nil }
+
+// watchInterval is how often the table is looked for.
+const watchInterval = time.Second
+
+// run looks after the table until ctx ends: lost is called when another
+// program has deleted it.
+func (p *dataPath) run(ctx context.Context, lost func() error) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		switch err := p.table.Verify(); {
+		case errors.Is(err, firewall.ErrTableGone):
+			p.log.Warn("another program has deleted the table inet "+firewall.TableName+"; it is made anew", "err", err)
+			if err := lost(); err != nil {
+				p.log.Error("the table could not be made anew; trying again", "err", err)
+			}
+		case err != nil:
+			p.log.Warn("the table could not be looked for", "err", err)
+		}
+	}
+}
+
+// close leaves the table in the kernel, or removes it.
+func (p *dataPath) close(remove bool) error {
+	var errs []error
+	if p.table != nil {
+		if remove {
+			errs = append(errs, p.table.Remove())
+		}
+		errs = append(errs, p.table.Close())
+	}
+	if p.flows != nil {
+		errs = append(errs, p.flows.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// cutter ends the flows of a mapping.
+type cutter struct{ conn *ct.Conn }
+
+// Cut implements firewall.Flows.
+func (c cutter) Cut(m *pcp.Mapping, keep []pcp.Filter) error {
+	var errs []error
+	for _, match := range flowsOf(m) {
+		errs = append(errs, c.conn.Delete(match, keep...))
+	}
+	return errors.Join(errs...)
+}
+
+// flowsOf returns which flows a mapping lets in.
+func flowsOf(m *pcp.Mapping) []ct.Match {
+	if m.Kind == pcp.KindPeer {
+		return []ct.Match{{Protocol: m.Protocol, OrigSrc: m.RemotePeer, OrigDst: m.External}}
+	}
+	if m.Protocol != pcp.ProtocolAll {
+		return []ct.Match{ct.To(m.Protocol, m.External)}
+	}
+	var out []ct.Match
+	for p := range 256 {
+		out = append(out, ct.To(pcp.Protocol(p), m.External))
+	}
+	return out
+}
+
+// probeKernel asks whether there is nf_tables and connection tracking, in the
+// only way that says so for certain: by talking to them.
+func probeKernel() ([]string, error) {
+	var features []string
+	t, err := anyTable()
+	if err == nil {
+		features = append(features, "the kernel has nf_tables")
+		err = t.Close()
+	}
+	conn, cterr := ct.Dial(0)
+	if cterr == nil {
+		features = append(features, "the kernel has connection tracking")
+		cterr = conn.Close()
+	}
+	return features, errors.Join(err, cterr)
+}
+
+// anyTable connects to nf_tables. The interfaces matter to Install only.
+func anyTable() (*firewall.Table, error) {
+	return firewall.Open(firewall.Config{Internal: []string{"lo"}, External: "lo"})
+}
+
+// cleanup removes our table from the kernel.
+func cleanup() error {
+	t, err := anyTable()
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.Remove(), t.Close())
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"pcpd/internal/control"
+	"pcpd/internal/netif"
+)
+
+// good is a machine that suits base.
+func good() machine {
+	iface := func(name string, addrs ...string) netif.Interface {
+		i := netif.Interface{Name: name, Index: len(name), Up: true}
+		for _, a := range addrs {
+			i.Addresses = append(i.Addresses, netif.Address{Prefix: netip.MustParsePrefix(a), Global: true})
+		}
+		return i
+	}
+	all := map[string]netif.Interface{
+		"lan0": iface("lan0", "192.168.1.1/24", "2001:db8::1/64"),
+		"wan0": iface("wan0", "203.0.113.2/24"),
+	}
+	return machine{
+		netAdmin:   func() bool { return true },
+		forwarding: func(bool, bool, ...string) error { return nil },
+		kernel:     func() ([]string, error) { return []string{"renewals update timeouts in place"}, nil },
+		interfaces: func(name string) netif.Interface {
+			if i, ok := all[name]; ok {
+				return i
+			}
+			return netif.Interface{Name: name}
+		},
+	}
+}
+
+func parse(t *testing.T, args string) *config {
+	t.Helper()
+	c, err := parseFlags(strings.Fields(args))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestExamine(t *testing.T) {
+	for _, tt := range []struct {
+		name, args string
+		change     func(*machine)
+		want       []string // "level: part of the text", all but ok
+	}{
+		{"suits", base, func(*machine) {}, nil},
+		{"no capability", base, func(m *machine) {
+			m.netAdmin = func() bool { return false }
+			m.kernel = func() ([]string, error) { t.Error("asked without the capability"); return nil, nil }
+		}, []string{"problem: CAP_NET_ADMIN is missing"}},
+		{"no nf_tables", base, func(m *machine) {
+			m.kernel = func() ([]string, error) { return nil, errors.New("the kernel has no nf_tables") }
+		}, []string{"problem: the kernel has no nf_tables"}},
+		{"interfaces missing", "--internal lan0 lan9 --external wan9", func(*machine) {}, []string{
+			"problem: there is no network interface lan9", "problem: there is no network interface wan9"}},
+		{"forwarding", base, func(m *machine) {
+			m.forwarding = func(ipv4, ipv6 bool, names ...string) error {
+				if !ipv4 || !ipv6 || len(names) != 2 {
+					t.Errorf("forwarding(%v, %v, %v)", ipv4, ipv6, names)
+				}
+				return errors.Join(errors.New("one"), errors.New("two"))
+			}
+		}, []string{"problem: one", "problem: two"}},
+		{"forwarding of one family", base + "--mode fw6", func(m *machine) {
+			m.forwarding = func(ipv4, ipv6 bool, _ ...string) error {
+				if ipv4 || !ipv6 {
+					t.Errorf("forwarding(%v, %v)", ipv4, ipv6)
+				}
+				return nil
+			}
+		}, nil},
+		{"no external address", "--internal wan0 --external lan1", func(m *machine) {
+			old := m.interfaces
+			m.interfaces = func(name string) netif.Interface {
+				i := old(name)
+				i.Index, i.Up = 7, true
+				return i
+			}
+		}, []string{"warning: lan1 has no IPv4 address yet", "warning: wan0 has no IPv6 address"}},
+		{"interface down", base, func(m *machine) {
+			old := m.interfaces
+			m.interfaces = func(name string) netif.Interface {
+				i := old(name)
+				i.Up = name != "wan0"
+				return i
+			}
+		}, []string{"warning: the interface wan0 is down"}},
+		{"behind another NAT", base + "--external-address 100.64.3.2", func(*machine) {}, []string{
+			"warning: the external address 100.64.3.2 is not a public one"}},
+		{"short lifetimes", base + "--min-lifetime 1s", func(*machine) {}, []string{"warning: --min-lifetime 1s is shorter"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := good()
+			tt.change(&m)
+			var got []string
+			for _, f := range m.examine(parse(t, tt.args)) {
+				if f.Level != control.LevelOK {
+					got = append(got, f.Level+": "+f.Text)
+				}
+			}
+			if len(got) != len(tt.want) {
+				t.Fatalf("got %q, want %q", got, tt.want)
+			}
+			for i, want := range tt.want {
+				level, part, _ := strings.Cut(want, ": ")
+				if !strings.HasPrefix(got[i], level+": ") || !strings.Contains(got[i], part) {
+					t.Errorf("got %q, want %q", got[i], want)
+				}
+			}
+		})
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	for _, tt := range []struct {
+		name, args string
+		want       []string
+	}{
+		{"defaults", base, []string{
+			"come in by lan0, on UDP port 5351; requests from wan0 do not exist",
+			"nat444: it maps ports of all IPv4 hosts that no other mode names to ports of 203.0.113.2 (what wan0 has now, followed",
+			"fw6: it opens pinholes to the ports of all IPv6 hosts",
+			"drops new flows from wan0 to the served hosts", "from 2m0s to 24h0m0s", "at most 256 mappings", "stays"}},
+		{"host firewall and the rest", base + "--mode nat444=10.0.0.0/8 --external-address 198.51.100.8/30 --firewall host --mark 0x10" +
+			" --quota 0 --third-party 10.0.0.1 --on-exit remove", []string{
+			"the hosts of 10.0.0.0/8 to ports of 198.51.100.8/30.", "must accept packets with the mark 0x10: `meta mark & 0x10 != 0 accept`",
+			"as many mappings as it likes", "Clients in 10.0.0.1 may ask", "removes everything"}},
+	} {
+		text := strings.Join(good().describe(parse(t, tt.args)), "\n")
+		for _, part := range tt.want {
+			if !strings.Contains(text, part) {
+				t.Errorf("%s: %q lacks %q", tt.name, text, part)
+			}
+		}
+	}
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pcpd/internal/control"
+	"pcpd/internal/netif"
+	"pcpd/pcp"
+	"pcpd/pcp/pcpserver"
+)
+
+// daemon is everything that runs, wired together.
+type daemon struct {
+	cfg     *config
+	log     *slog.Logger
+	clock   clock
+	started time.Time // by the wall clock, to be shown
+	monitor *netif.Monitor
+	machine machine
+	path    *dataPath
+	server  *pcpserver.Server
+	control *control.Server
+
+	// external is what the data path translates to now. It belongs to start
+	// and, after that, to the monitor's goroutine.
+	external []netip.Prefix
+
+	// closers are called in reverse, each after what it serves has ended.
+	closers []func() error
+}
+
+// runDaemon runs the daemon until ctx ends.
+func runDaemon(ctx context.Context, c *config, stderr io.Writer) (err error) {
+	d := &daemon{
+		cfg: c, started: time.Now(),
+		log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.logLevel})),
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	d.monitor, err = netif.Open(netif.Config{Names: append([]string{c.external}, c.internal...), Logger: d.log})
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.monitor.Close)
+	d.machine = thisMachine(d.monitor)
+	if err := d.refuse(); err != nil {
+		return err
+	}
+
+	// Whoever has the sockets is the one daemon; the kernel is not touched
+	// before that is clear.
+	listener, err := control.Listen(ctx, c.control)
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, func() error { return ignoreClosed(listener.Close()) })
+	conns, err := d.listen()
+	if err != nil {
+		return err
+	}
+	if err := d.start(); err != nil {
+		return err
+	}
+	return d.serve(ctx, listener, conns)
+}
+
+// refuse returns what is wrong with this machine, and logs what is odd.
+func (d *daemon) refuse() error {
+	var errs []error
+	for _, f := range d.machine.examine(d.cfg) {
+		switch f.Level {
+		case control.LevelProblem:
+			errs = append(errs, errors.New(f.Text))
+		case control.LevelWarning:
+			d.log.Warn(f.Text)
+		default:
+			d.log.Debug(f.Text)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens the sockets for PCP requests.
+func (d *daemon) listen() ([]pcpserver.PacketConn, error) {
+	var conns []pcpserver.PacketConn
+	for _, network := range []string{"udp4", "udp6"} {
+		if !d.cfg.servesFamily(network == "udp4") {
+			continue
+		}
+		conn, err := pcpserver.ListenUDP(network, pcp.ServerPort)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("UDP port %d is in use; stop the other PCP or NAT-PMP server (miniupnpd?) on this machine: %w", pcp.ServerPort, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		d.closers = append(d.closers, func() error { return ignoreClosed(conn.Close()) })
+		conns = append(conns, conn)
+	}
+	return conns, nil
+}
+
+// start opens the state and the data path, and puts back what there was.
+func (d *daemon) start() error {
+	st, err := openState(d.cfg, d.log)
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, st.close)
+	d.clock = st.clock
+	if d.cfg.followsExternal() {
+		d.external = d.machine.external(d.cfg)
+	}
+	now := d.clock.now()
+	d.path, err = openDataPath(d.cfg, d.machine.external(d.cfg), now, d.log)
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, func() error { return d.path.close(d.cfg.removeOnExit) })
+	d.server, err = pcpserver.New(d.serverConfig(st), now)
+	if err != nil {
+		return err
+	}
+	d.control = control.NewServer(control.Config{
+		Source: &source{server: d.server, now: d.clock.now, started: d.started,
+			examine: func() []control.Finding { return d.machine.examine(d.cfg) }},
+		Logger: d.log,
+	})
+	d.server.AnnounceFrom(d.endpoints)
+	restored, lost := d.server.Restore(now, st.snapshot.Records)
+	if len(st.snapshot.Records) > 0 {
+		d.log.Info("mappings restored", "restored", restored, "lost", lost)
+	}
+	if st.lost || lost > 0 {
+		d.server.Announce(now, true)
+	}
+	// The addresses may have changed while no daemon ran.
+	d.server.Readdress(now, false)
+	return nil
+}
+
+func (d *daemon) serverConfig(st *state) pcpserver.Config {
+	cfg := pcpserver.Config{
+		MinLifetime: d.cfg.minLifetime, MaxLifetime: d.cfg.maxLifetime, Quota: d.cfg.quota,
+		NonceSameHost: d.cfg.nonceSameHost,
+		Accept:        d.accept,
+		Committer:     d.path.table,
+		OnEvent:       d.event,
+		Logger:        d.log,
+		EpochStart:    st.epochStart,
+		Services:      d.path.services,
+	}
+	if st.store != nil {
+		cfg.Store = st.store
+	}
+	return cfg
+}
+
+// accept reports whether a packet came by an internal interface from a host
+// that is reached by it: requests from the external side, and with sources of
+// another interface, do not exist (RFC 6887, Section 8.2).
+func (d *daemon) accept(p *pcpserver.Packet) bool {
+	name := d.monitor.Name(p.IfIndex)
+	return slices.Contains(d.cfg.internal, name) && d.monitor.Reaches(p.Remote.Addr(), p.IfIndex, d.clock.now())
+}
+
+// event tells those who watch. It is called under the server's lock.
+func (d *daemon) event(e pcpserver.Event) {
+	d.log.Debug("mapping "+e.Kind.String(), "kind", e.Info.Mapping.Kind, "proto", e.Info.Mapping.Protocol,
+		"internal", e.Info.Mapping.Internal, "external", e.Info.Mapping.External, "client", e.Info.Client, "left", e.Info.Left)
+	if d.control.Watched() {
+		d.control.Publish(control.Event{Time: time.Now(), Type: e.Kind.String(), Mapping: shown(e.Info)})
+	}
+}
+
+// maxEndpoints bounds the addresses of one interface and family from which
+// restarts are announced.
+const maxEndpoints = 4
+
+// endpoints returns every address at which clients may know this server: they
+// believe an announcement only if it comes from that one (Section 14.1.3).
+func (d *daemon) endpoints() []pcpserver.Endpoint {
+	var out []pcpserver.Endpoint
+	for _, name := range d.cfg.internal {
+		i := d.monitor.Interface(name)
+		for _, ipv4 := range []bool{true, false} {
+			n := 0
+			for _, a := range i.Addresses {
+				if a.Prefix.Addr().Is4() != ipv4 || a.Tentative || !d.cfg.servesFamily(ipv4) || n == maxEndpoints {
+					continue
+				}
+				out = append(out, pcpserver.Endpoint{Local: a.Prefix.Addr(), IfIndex: i.Index})
+				n++
+			}
+		}
+	}
+	return out
+}
+
+// interfacesChanged is called by the monitor after every change.
+func (d *daemon) interfacesChanged() {
+	for _, name := range append(slices.Clone(d.cfg.internal), d.cfg.external) {
+		i := d.monitor.Interface(name)
+		d.log.Info("interface changed", "ifname", name, "index", i.Index, "up", i.Up, "addresses", len(i.Addresses))
+	}
+	if !d.cfg.followsExternal() {
+		return
+	}
+	addrs := d.machine.external(d.cfg)
+	if slices.Equal(addrs, d.external) {
+		return
+	}
+	d.log.Info("external addresses changed", "from", joinPrefixes(d.external), "to", joinPrefixes(addrs))
+	if err := d.path.setExternal(addrs); err != nil {
+		d.log.Error("the new external addresses could not be put into the kernel", "err", err)
+		return
+	}
+	d.external = addrs
+	d.server.Readdress(d.clock.now(), false)
+}
+
+// reinstall makes the kernel's table anew with everything that was in it.
+func (d *daemon) reinstall() error {
+	now := d.clock.now()
+	return d.server.Reinstate(now, func() error { return d.path.table.Install(now) })
+}
+
+// serve runs all parts until ctx ends or one of them fails, and waits for
+// them.
+func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpserver.PacketConn) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var parts sync.WaitGroup
+	part := func(f func() error) {
+		parts.Go(func() {
+			if err := f(); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	part(func() error { return d.path.run(ctx, d.reinstall) })
+	part(func() error { return d.monitor.Run(ctx, d.interfacesChanged) })
+	part(func() error { return d.control.Serve(ctx, listener) })
+	part(func() error { return d.server.Serve(ctx, d.clock.now, conns...) })
+	parts.Go(func() { d.hangups(ctx) })
+
+	d.log.Info("pcpd serves", "version", version(), "internal", d.cfg.internal, "external", d.cfg.external)
+	d.notify("READY=1")
+	<-ctx.Done()
+	d.notify("STOPPING=1")
+	parts.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	d.log.Info("pcpd stopped")
+	return nil
+}
+
+// hangups answers SIGHUP, by which daemons are told to read their
+// configuration again.
+func (d *daemon) hangups(ctx context.Context) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+			d.log.Info("SIGHUP: there is nothing to reload, this daemon is configured by its command line alone")
+		}
+	}
+}
+
+func (d *daemon) notify(state string) {
+	if err := notify(os.Getenv("NOTIFY_SOCKET"), state); err != nil {
+		d.log.Warn("the service manager was not told", "state", state, "err", err)
+	}
+}
+
+func (d *daemon) close() error {
+	var errs []error
+	for _, f := range slices.Backward(d.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// ignoreClosed is for what is closed by its user as well.
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
