@@ -36,7 +36,7 @@ var (
 		{"pcp/pcptest", []string{"pcpd/pcp", "pcpd/pcp/pcpserver"}},
 		{"firewall", append([]string{"pcpd/pcp", "pcpd/internal/nft"}, kernel...)},
 		{"nat", append([]string{"pcpd/pcp", "pcpd/firewall", "pcpd/internal/..."}, kernel...)},
-		{"internal", []string{"pcpd/pcp/...", "pcpd/internal/...", "go.etcd.io/bbolt", "golang.org/x/...",
+		{"internal", []string{"pcpd/pcp/...", "pcpd/internal/...", "go.etcd.io/bbolt/...", "golang.org/x/...",
 			"github.com/google/nftables/...", "github.com/mdlayher/netlink/...", "github.com/ti-mo/conntrack/...",
 			"github.com/ti-mo/netfilter/...", "github.com/jsimonetti/rtnetlink/v2/..."}},
 		{"cmd", []string{"..."}},
