@@ -8,6 +8,7 @@ package netns_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -137,13 +138,22 @@ func (d *daemon) mappings() []control.Mapping {
 func pcpctl(t testing.TB, n *nstest.NS, args ...string) (out string, status int) {
 	t.Helper()
 	out, err := n.Try(append([]string{program(t, "pcpctl")}, args...)...)
-	if exit, ok := err.(*exec.ExitError); ok {
-		return out, exit.ExitCode()
-	}
-	if err != nil {
+	if status = exitStatus(err); status < 0 {
 		t.Fatal(err)
 	}
-	return out, 0
+	return out, status
+}
+
+// exitStatus returns the exit status in a process's end, -1 if it has none.
+func exitStatus(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	return -1
 }
 
 // mustPcpctl is pcpctl for what has to succeed. With a non-nil v the output,
