@@ -47,7 +47,7 @@ type Client struct {
 func New(cfg Config) *Client {
 	c := &Client{network: cfg.Network, log: cfg.Logger}
 	if c.network == nil {
-		c.network = hostNetwork{}
+		c.network = Host()
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

@@ -39,6 +39,10 @@ type AnnounceConn interface {
 	Close() error
 }
 
+// Host returns this host's own Network, for a Network that adds to it. Its
+// methods use the network namespace of the calling thread.
+func Host() Network { return hostNetwork{} }
+
 // hostNetwork is the host's own Network.
 type hostNetwork struct{}
 
@@ -136,12 +140,14 @@ func (hostNetwork) ListenAnnounce(ctx context.Context) ([]AnnounceConn, error) {
 
 // Routers implements Network.
 func (hostNetwork) Routers() ([]netip.Addr, error) {
-	v4, err := os.ReadFile("/proc/net/route")
+	// Not /proc/net, which is that of the process's first thread.
+	const dir = "/proc/thread-self/net/"
+	v4, err := os.ReadFile(dir + "route")
 	if err != nil {
 		return nil, fmt.Errorf("look up the default router: %w", err)
 	}
 	// A kernel without IPv6 does not have this file.
-	v6, err := os.ReadFile("/proc/net/ipv6_route")
+	v6, err := os.ReadFile(dir + "ipv6_route")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("look up the default router: %w", err)
 	}

@@ -3,7 +3,6 @@ package pcpclient_test
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -73,39 +72,4 @@ func FuzzParseRoutes(f *testing.F) {
 			}
 		}
 	})
-}
-
-// The host's own sockets: addresses, ICMP errors and the files in /proc.
-func TestHostNetwork(t *testing.T) {
-	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	addr := server.LocalAddr().(*net.UDPAddr).AddrPort()
-	go func() {
-		buf := make([]byte, 2000)
-		for {
-			n, from, err := server.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			// SUCCESS with the epoch zero, to whoever asks.
-			reply := append([]byte{2, 0x80}, make([]byte, 22)...)
-			if n == 24 && netip.AddrFrom16([16]byte(buf[8:24])).Unmap() == from.Addr() {
-				server.WriteToUDPAddrPort(reply, from)
-			}
-		}
-	}()
-	c := pcpclient.New(pcpclient.Config{Servers: []pcpclient.Server{{addr}}})
-	if _, err := c.Announce(t.Context(), netip.Addr{}); err != nil {
-		t.Error(err)
-	}
-	if _, err := c.Announce(t.Context(), netip.MustParseAddr("127.0.0.2")); err != nil {
-		t.Errorf("with a source address: %v", err)
-	}
-	server.Close()
-	if _, err := c.Announce(t.Context(), netip.Addr{}); err == nil || !strings.Contains(err.Error(), "connection refused") {
-		t.Errorf("without a server: %v", err)
-	}
 }
