@@ -202,11 +202,16 @@ func (s *Server) dispatch(now time.Time, c *Context, source netip.Addr) error {
 	if c.req.Opcode == pcp.OpcodeAnnounce {
 		return nil
 	}
-	if c.thirdParty || c.svc == nil {
+	if c.thirdParty {
 		c.svc = s.serviceFor(source, c.internal)
 	}
 	if c.svc == nil || !c.svc.serves(c.internal) {
 		return pcp.NewError(pcp.ResultNotAuthorized, "internal address is not served here")
+	}
+	if c.thirdParty {
+		if err := c.svc.admits(c, source); err != nil {
+			return err
+		}
 	}
 	if s.cfg.Authorizer != nil {
 		if err := s.cfg.Authorizer.Authorize(now, &c.Packet, &c.req, c.internal); err != nil {

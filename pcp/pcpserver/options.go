@@ -68,6 +68,23 @@ func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) err
 	return nil
 }
 
+// admits repeats, for the service of the third party, what was checked for
+// the client's own: the two need not permit the same.
+func (s *service) admits(c *Context, source netip.Addr) error {
+	if !s.Opcodes.has(c.req.Opcode) {
+		return pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is disabled for the third party")
+	}
+	if !s.permitsThirdParty(source) {
+		return pcp.NewError(pcp.ResultUnsuppOption, "THIRD_PARTY is not permitted for that address")
+	}
+	for _, f := range c.filters {
+		if f.Peers.Addr().Is4() != (s.Flags&FlagMapDst != 0) {
+			return pcp.NewError(pcp.ResultMalformedOption, "FILTER is of the wrong address family")
+		}
+	}
+	return nil
+}
+
 // cpeAddress is the B4 element's address inside a softwire (RFC 6333), the
 // only client that 3RDPARTY_CPE lets speak for others.
 var cpeAddress = netip.AddrFrom4([4]byte{192, 0, 0, 2})
