@@ -233,9 +233,11 @@ func (s *Server) drop(why DropReason) error {
 // packets to ourselves, to many, or to nobody.
 func validSource(a netip.AddrPort) bool {
 	ip := a.Addr()
-	return a.Port() != 0 && ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() &&
-		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.Port() != 0 && ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && ip != broadcast
 }
+
+// broadcast is the limited one; directed ones cannot be told from others.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // serviceOf finds the service of a client by its source address: the one that
 // serves the address, else one that its family may speak to.

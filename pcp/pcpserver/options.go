@@ -59,8 +59,8 @@ func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) err
 		return pcp.NewError(pcp.ResultMalformedRequest, "THIRD_PARTY names the client itself")
 	case a.IsUnspecified() != (svc.Flags&FlagThirdPartyAO != 0):
 		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not usable")
-	case !a.IsUnspecified() && (a.IsMulticast() || a.IsLoopback()):
-		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not a host's")
+	case a.IsMulticast(), a.IsLoopback(), a == broadcast, a == c.Local.Addr().WithZone(""):
+		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not another host's")
 	case a.Is4() != (svc.Flags&FlagMapInt != 0):
 		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is of the wrong family")
 	}

@@ -41,7 +41,7 @@ func (s *service) validPeer(p pcp.Protocol, peer netip.AddrPort) bool {
 	if !a.IsValid() || a.Is4() != (s.Flags&FlagMapDst != 0) {
 		return false
 	}
-	if a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == broadcast {
 		return false
 	}
 	return p.HasPorts() == (peer.Port() != 0)
