@@ -75,16 +75,16 @@ func btoi(b bool) int {
 // filtered. The most specific mapping decides. wild adds the wildcards, which
 // cost nothing before the first of them has a filter.
 func filterRules(f *fam, wild bool) []Rule {
-	rules := []Rule{nft.R(f.socket(false), nft.Lookup(setFiltered+f.n, 0), nft.Goto(chainCheck+f.n))}
+	rules := []Rule{nft.R(f.is(), f.socket(false), nft.Lookup(setFiltered+f.n, 0), nft.Goto(chainCheck+f.n))}
 	if !wild {
 		return rules
 	}
 	for s := ShapePort; s < ShapeAddr; s++ {
 		if f.pins {
-			rules = append(rules, nft.R(f.shapeKey(s, false), nft.Lookup(setPin+f.n+s.suffix(), 0), nft.Return()))
+			rules = append(rules, nft.R(f.is(), f.shapeKey(s, false), nft.Lookup(setPin+f.n+s.suffix(), 0), nft.Return()))
 		}
 		next := (s + 1).suffix()
-		rules = append(rules, nft.R(f.shapeKey(s+1, false),
+		rules = append(rules, nft.R(f.is(), f.shapeKey(s+1, false),
 			nft.Lookup(setFiltered+f.n+next, 0), nft.Goto(chainCheck+f.n+next)))
 	}
 	return rules
@@ -112,7 +112,7 @@ func checkRules(f *fam, s Shape, sets []allowSet) []Rule {
 		if a.port {
 			key = append(key, nft.Sport(reg+f.regs))
 		}
-		rules = append(rules, nft.R(key, nft.Lookup(a.name(), 0), nft.Return()))
+		rules = append(rules, nft.R(f.is(), key, nft.Lookup(a.name(), 0), nft.Return()))
 	}
 	return append(rules, nft.R(nft.Counter(), nft.Drop()))
 }

@@ -12,8 +12,10 @@ import (
 )
 
 // Names of chains. Each is described in the package comment. An extension
-// adds rules to ChainAccept, ChainNew4 and ChainOutbound4 and jumps to
-// ChainBusy4; the others are the firewall's.
+// adds rules to ChainAccept, ChainNew4 and ChainOutbound4; the others are the
+// firewall's. It jumps to ChainBusy4 from rules for outbound packets of its
+// mapped sockets: in ChainOutbound4, where all but a flow's first packets
+// come by, and where it marks the first one.
 const (
 	ChainPrerouting = "prerouting"
 	ChainForward    = "forward"
@@ -153,8 +155,8 @@ func buildFirewall(b *Builder) {
 	buildChains(b)
 	for _, f := range families(c) {
 		buildSets(b, &f)
-		buildNew(b, &f)
 		buildOutbound(b, &f)
+		buildNew(b, &f)
 		buildFilter(b, &f)
 	}
 	if c.FW4 {
@@ -255,7 +257,7 @@ func buildNew(b *Builder, f *fam) {
 	}
 	c := &b.cfg
 	goTo := func(set string, key []nft.Expr, chain string) {
-		b.Rules(chainNew+f.n, nft.R(key, nft.Lookup(set, 0), nft.Goto(chain)))
+		b.Rules(chainNew+f.n, nft.R(f.is(), key, nft.Lookup(set, 0), nft.Goto(chain)))
 	}
 	openChain := func(name string, s Shape, src, open bool) {
 		b.Chain(nft.Chain{Name: name})
@@ -263,7 +265,10 @@ func buildNew(b *Builder, f *fam) {
 			b.Rules(name, nft.R(nft.OrMetaMark(c.Mark)))
 		}
 		b.Rules(name, nft.R(nft.OrCtMark(c.Mark)),
-			nft.R(f.socketKey(s, src), nft.DynAdd(setUsed+f.n, 0, 0)))
+			nft.R(f.is(), f.socketKey(s, src), nft.DynAdd(setUsed+f.n, 0, 0)))
+		if src {
+			b.Rules(name, nft.R(nft.Goto(chainBusy+f.n+s.suffix())))
+		}
 	}
 	openChain("begin"+f.n, ShapePort, true, true)
 	openChain("begin"+f.n+"p", ShapeProto, true, true)
@@ -298,20 +303,20 @@ func buildOutbound(b *Builder, f *fam) {
 		flags := nft.Payload(expr.PayloadBaseTransportHeader, 13, 1, 0)
 		const syn, finRst = 0x02, 0x05
 		b.Rules(name,
-			nft.R(nft.L4Proto(0), nft.Ne(0, []byte{unix.IPPROTO_TCP}), key, nft.DynUpdate(set, 0, IdleUDP), nft.Return()),
+			nft.R(f.is(), nft.L4Proto(0), nft.Ne(0, []byte{unix.IPPROTO_TCP}), key, nft.DynUpdate(set, 0, IdleUDP), nft.Return()),
 			// The end of one connection makes the socket transitory, the
 			// beginning of another one does not if it was established.
-			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{finRst}), nft.Ne(0, []byte{0}),
+			nft.R(f.is(), nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{finRst}), nft.Ne(0, []byte{0}),
 				key, nft.DynUpdate(set, 0, IdleTCPTransitory), nft.Return()),
-			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{syn}), nft.Ne(0, []byte{0}),
+			nft.R(f.is(), nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{syn}), nft.Ne(0, []byte{0}),
 				key, nft.DynAdd(set, 0, IdleTCPTransitory), nft.Return()),
-			nft.R(nft.Protocol(unix.IPPROTO_TCP), key, nft.DynUpdate(set, 0, IdleTCP)))
+			nft.R(f.is(), nft.Protocol(unix.IPPROTO_TCP), key, nft.DynUpdate(set, 0, IdleTCP)))
 	}
 	if !f.pins {
 		return
 	}
 	jump := func(set string, key []nft.Expr, chain string) {
-		b.Rules(chainOut+f.n, nft.R(key, nft.Lookup(set, 0), nft.Jump(chain)))
+		b.Rules(chainOut+f.n, nft.R(f.is(), key, nft.Lookup(set, 0), nft.Jump(chain)))
 	}
 	for s := ShapePort; s <= ShapeAddr; s++ {
 		jump(setPin+f.n+s.suffix(), f.shapeKey(s, true), chainBusy+f.n+s.suffix())

@@ -109,6 +109,9 @@ func (s *Skeleton) AddSet(d Set) {
 	set := &nftables.Set{Table: s.table, Name: d.Name, KeyType: key, Concatenation: len(d.Key) > 1,
 		HasTimeout: d.HasTimeout, Timeout: d.Timeout, Dynamic: d.Dynamic, Interval: d.Interval,
 		Size: d.Size, KeyByteOrder: binaryutil.BigEndian}
+	if d.Key[0].Name == TypeIFName.Name || d.Key[0].Name == TypeMark.Name {
+		set.KeyByteOrder = binaryutil.NativeEndian // how nft prints these
+	}
 	if len(d.Data) > 0 {
 		set.IsMap = true
 		if set.DataType, err = concat(d.Data); err != nil {
