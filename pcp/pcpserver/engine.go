@@ -156,7 +156,7 @@ func (s *Server) receive(now time.Time, c *Context) error {
 	if s.cfg.Accept != nil && !s.cfg.Accept(&c.Packet) {
 		return s.drop(DropNotInternal)
 	}
-	if !validSource(c.Remote) || c.Local.Addr().IsMulticast() {
+	if !validSource(c.Remote, c.Local.Addr()) {
 		return s.drop(DropSource)
 	}
 	data := c.Data[:len(c.Data):len(c.Data)]
@@ -229,11 +229,13 @@ func (s *Server) drop(why DropReason) error {
 	return pcp.ErrDrop
 }
 
-// validSource excludes what no client can be: answering it would send
-// packets to ourselves, to many, or to nobody.
-func validSource(a netip.AddrPort) bool {
-	ip := a.Addr()
-	return a.Port() != 0 && ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && ip != broadcast
+// validSource excludes what no client can be and what no client asks: answering
+// would send packets to ourselves, to many, or to nobody. The loopback is
+// spared: the kernel lets nobody else use it, and programs are tried on it.
+func validSource(a netip.AddrPort, local netip.Addr) bool {
+	ip, own := a.Addr().WithZone(""), local.WithZone("")
+	return a.Port() != 0 && ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && ip != broadcast &&
+		(ip != own || ip.IsLoopback()) && !own.IsMulticast() && own != broadcast
 }
 
 // broadcast is the limited one; directed ones cannot be told from others.
