@@ -90,7 +90,8 @@ func (o Opcodes) has(op pcp.Opcode) bool { return op < 8 && o&(1<<op) != 0 }
 type Service struct {
 	Type Type
 	// Prefixes are the internal addresses served; none means all of the
-	// type's internal family.
+	// type's internal family, except that an IPv6 firewall then serves no
+	// unique local ones. No firewall serves link-local ones.
 	Prefixes []netip.Prefix
 	// Flags are added to Type.Flags(). The mapped-address flags may be left
 	// out; given, they must be those of the type.
@@ -193,8 +194,13 @@ func (s *service) serves(internal netip.Addr) bool {
 	if internal.Is4() != (s.Flags&FlagMapInt != 0) {
 		return false
 	}
+	if s.Flags&FlagFirewall != 0 && internal.IsLinkLocalUnicast() {
+		return false // nobody outside could reach it
+	}
 	if len(s.Prefixes) == 0 {
-		return true
+		// A unique local address is not reachable either, unless somebody
+		// who knows better has named its prefix.
+		return s.Flags&FlagFirewall == 0 || internal.Is4() || !internal.IsPrivate()
 	}
 	for _, p := range s.Prefixes {
 		if p.Contains(internal) {
