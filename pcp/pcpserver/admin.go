@@ -278,7 +278,7 @@ func (s *Server) moved(now time.Time, e *entry, m *pcp.Mapping, err error) {
 // resetEpoch starts the epoch anew and queues the announcements of it, in
 // that order (Section 14.1.3).
 func (s *Server) resetEpoch(now time.Time) {
-	s.epochStart = now
+	s.epochStart, s.epochReset = now, now
 	if s.cfg.Store != nil {
 		if err := s.cfg.Store.SetEpoch(now); err != nil {
 			s.counters.storeErr.Add(1)
@@ -293,7 +293,7 @@ func (s *Server) resetEpoch(now time.Time) {
 func (s *Server) Epoch(now time.Time) uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.epoch(now, nil)
+	return s.epoch(now, time.Time{})
 }
 
 // Stats returns a snapshot of the counters.
@@ -304,6 +304,6 @@ func (s *Server) Stats(now time.Time) Stats {
 	st.Mappings[pcp.KindMap.String()] = s.table.maps
 	st.Mappings[pcp.KindPeer.String()] = len(s.table.byKey) - s.table.maps
 	st.Subscriber = len(s.table.subscribers)
-	st.Epoch = s.epoch(now, nil)
+	st.Epoch = s.epoch(now, time.Time{})
 	return st
 }

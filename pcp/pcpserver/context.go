@@ -34,6 +34,7 @@ type Context struct {
 	req      pcp.Request
 	svc      *service
 	sub      Subscriber
+	known    bool       // the directory was asked for sub
 	internal netip.Addr // packet source, or the third party
 
 	// Options of the request, as far as they were processed.

@@ -66,6 +66,7 @@ type Server struct {
 	mu         sync.Mutex // guards everything below, and all calls of devices
 	table      *table
 	epochStart time.Time
+	epochReset time.Time           // when state was lost; zero if never
 	pending    map[socket]struct{} // sockets with something staged
 	batch      []*Context          // contexts with something staged
 	refused    map[*pcp.Mapping]error
@@ -159,6 +160,7 @@ func (s *Server) receive(now time.Time, c *Context) error {
 	if !validSource(c.Remote, c.Local.Addr()) {
 		return s.drop(DropSource)
 	}
+	c.internal = c.Remote.Addr().WithZone("")
 	data := c.Data[:len(c.Data):len(c.Data)]
 	c.Data = data
 	r := &c.req
@@ -172,7 +174,7 @@ func (s *Server) receive(now time.Time, c *Context) error {
 		return err
 	}
 	s.count(CountOperation, uint8(r.Opcode))
-	source := c.Remote.Addr().WithZone("")
+	source := c.internal
 	c.svc = s.serviceOf(source)
 	if !s.opcodeEnabled(c.svc, r.Opcode) {
 		return pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is unknown or disabled")
@@ -190,10 +192,10 @@ func (s *Server) receive(now time.Time, c *Context) error {
 }
 
 func (s *Server) dispatch(now time.Time, c *Context, source netip.Addr) error {
-	c.internal = source
 	if err := s.readOptions(c, source); err != nil {
 		return err
 	}
+	c.known = true
 	sub, err := s.subscriber(now, c)
 	if err != nil {
 		return err
@@ -314,13 +316,29 @@ func (s *Server) subscriber(now time.Time, c *Context) (Subscriber, error) {
 // maxCache bounds the subscriber cache: strangers' addresses fill it.
 const maxCache = 1 << 17
 
-// epoch is the epoch time that c's client sees.
-func (s *Server) epoch(now time.Time, c *Context) uint32 {
-	start := s.epochStart
-	if c != nil && !c.sub.EpochStart.IsZero() {
-		start = c.sub.EpochStart
+// epoch is the epoch time that the clients of a subscriber see whose own
+// epoch began at start; the zero Time stands for the server's. What the server
+// loses is lost to all of them (RFC 6887, Section 8.5).
+func (s *Server) epoch(now, start time.Time) uint32 {
+	switch {
+	case start.IsZero():
+		start = s.epochStart
+	case start.Before(s.epochReset):
+		start = s.epochReset
 	}
 	return uint32(max(0, int64(now.Sub(start)/time.Second)))
+}
+
+// know finds the subscriber of a request that failed before that mattered,
+// since the epoch of an error is the client's too. It reports whether the
+// client may have an answer at all.
+func (s *Server) know(now time.Time, c *Context) bool {
+	if s.cfg.Directory == nil || c.known {
+		return true
+	}
+	sub, err := s.subscriber(now, c)
+	c.sub = sub
+	return !errors.Is(err, pcp.ErrDrop)
 }
 
 // finish writes the reply to c.
@@ -329,21 +347,24 @@ func (s *Server) finish(now time.Time, c *Context, err error) {
 		return
 	}
 	if err != nil {
+		if !s.know(now, c) {
+			return
+		}
 		pe := resultOf(err)
 		s.count(CountResult, uint8(pe.Result))
-		c.Reply = pcp.AppendErrorResponse(c.Reply, c.Data, pe.Result, pe.ErrorLifetime(), s.epoch(now, c))
+		c.Reply = pcp.AppendErrorResponse(c.Reply, c.Data, pe.Result, pe.ErrorLifetime(), s.epoch(now, c.sub.EpochStart))
 		if pe.Err != nil {
 			s.log.Debug("request failed", "client", c.Remote, "opcode", c.req.Opcode, "result", pe.Result, "err", err)
 		}
 		return
 	}
 	if c.req.Opcode == pcp.OpcodeAnnounce {
-		resp := pcp.Response{Version: pcp.Version2, Opcode: pcp.OpcodeAnnounce, Epoch: s.epoch(now, c)}
+		resp := pcp.Response{Version: pcp.Version2, Opcode: pcp.OpcodeAnnounce, Epoch: s.epoch(now, c.sub.EpochStart)}
 		s.reply(c, &resp)
 		return
 	}
 	s.reply(c, &pcp.Response{
-		Version: pcp.Version2, Opcode: c.req.Opcode, Lifetime: c.m.Lifetime, Epoch: s.epoch(now, c),
+		Version: pcp.Version2, Opcode: c.req.Opcode, Lifetime: c.m.Lifetime, Epoch: s.epoch(now, c.sub.EpochStart),
 		Nonce: c.req.Nonce, Protocol: c.req.Protocol, InternalPort: c.req.InternalPort,
 		External: c.m.External, RemotePeer: c.req.RemotePeer,
 	})

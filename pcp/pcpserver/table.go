@@ -15,9 +15,10 @@ type entry struct {
 	expires time.Time
 
 	// Where the last response went, for mapping updates (RFC 6887, 14.2).
-	client  netip.AddrPort
-	local   netip.AddrPort
-	ifindex int
+	client     netip.AddrPort
+	local      netip.AddrPort
+	ifindex    int
+	epochStart time.Time // of the client's subscriber; zero for the server's
 	// What the last request asked for, repeated in mapping updates.
 	thirdParty    bool
 	preferFailure bool

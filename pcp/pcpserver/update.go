@@ -179,7 +179,7 @@ func (s *Server) Tick(now time.Time) time.Time {
 func (s *Server) message(now time.Time, n *notice) *Packet {
 	if ep := n.announce; ep != nil {
 		s.counters.announces.Add(1)
-		resp := pcp.Response{Version: pcp.Version2, Opcode: pcp.OpcodeAnnounce, Epoch: s.epoch(now, nil)}
+		resp := pcp.Response{Version: pcp.Version2, Opcode: pcp.OpcodeAnnounce, Epoch: s.epoch(now, time.Time{})}
 		to := group6
 		if ep.Local.Is4() {
 			to = group4
@@ -203,7 +203,7 @@ func (s *Server) message(now time.Time, n *notice) *Packet {
 func (s *Server) appendUpdate(dst []byte, now time.Time, u *unsolicited) []byte {
 	m := &u.info.Mapping
 	resp := pcp.Response{
-		Version: pcp.Version2, Opcode: pcp.OpcodeMap, Result: u.result, Epoch: s.epoch(now, nil),
+		Version: pcp.Version2, Opcode: pcp.OpcodeMap, Result: u.result, Epoch: s.epoch(now, u.e.epochStart),
 		Lifetime: ceilSecond(u.e.expires.Sub(now)), Nonce: m.Nonce, Protocol: m.Protocol,
 		InternalPort: m.Internal.Port(), External: m.External, RemotePeer: m.RemotePeer,
 	}
