@@ -21,7 +21,8 @@ const (
 	EventAssigned EventKind = iota
 	// EventRenewed: its lifetime begins anew.
 	EventRenewed
-	// EventRefused: the server refused. It is asked again after Event.Retry.
+	// EventRefused: the server refused. It is asked again after Event.Retry;
+	// zero means never, because Keep ends.
 	EventRefused
 	// EventLost: the server has lost its state, or came up again. It is
 	// asked again within five seconds.
@@ -118,7 +119,7 @@ type task struct {
 	call   *call
 	number int // of the request
 
-	asked   bool // something was sent
+	asked   bool // the server may have made the mapping
 	alive   bool // current is an assignment whose lifetime is not over
 	current Result
 	granted time.Time // when current began
@@ -248,7 +249,7 @@ func (t *task) take(r reply) time.Duration {
 	result := t.call.result(r)
 	var refused *pcp.Error
 	if errors.As(result.Err, &refused) {
-		t.alive = false
+		t.alive, t.asked = false, false
 		wait := max(refused.ErrorLifetime(), minRenewalGap)
 		t.emit(EventRefused, result, wait)
 		return wait
@@ -264,7 +265,7 @@ func (t *task) take(r reply) time.Duration {
 	if m := &t.current.Mapping; t.alive && m.External == result.Mapping.External && m.Internal == result.Mapping.Internal {
 		kind = EventRenewed
 	}
-	t.alive, t.current, t.granted = true, result, time.Now()
+	t.asked, t.alive, t.current, t.granted = true, true, result, time.Now()
 	t.call.req.SuggestedExternal = result.Mapping.External
 	t.emit(kind, result, 0)
 	return 0
@@ -389,7 +390,13 @@ func (t *task) release(ctx context.Context) {
 	defer cancel()
 	q := *t.call
 	q.req, q.lifetime = deletion(q.req), 0
-	if r, err := t.link.ask(ctx, t.box, &q); err == nil {
-		t.emit(EventDeleted, q.result(r), 0)
+	r, err := t.link.ask(ctx, t.box, &q)
+	if err != nil {
+		return
 	}
+	result, kind := q.result(r), EventDeleted
+	if result.Err != nil {
+		kind = EventRefused
+	}
+	t.emit(kind, result, 0)
 }

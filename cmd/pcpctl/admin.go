@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"pcpd/internal/control"
+	"pcpd/pcp"
+)
+
+// admin holds the flags of the commands that talk to the daemon.
+type admin struct {
+	client *control.Client
+	json   bool
+	args   []string
+}
+
+// parseAdmin reads the flags of a command with least to most arguments.
+func parseAdmin(fs *pflag.FlagSet, args []string, least, most int) (admin, error) {
+	var a admin
+	path := fs.String("control", control.DefaultPath, "pcpd's control socket")
+	fs.BoolVar(&a.json, "json", false, "print JSON")
+	err := parse(fs, args, least, most)
+	a.client, a.args = control.NewClient(*path), fs.Args()
+	return a, err
+}
+
+// list is pcpctl list.
+func (t *tool) list(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 0, 0)
+	if err != nil {
+		return err
+	}
+	all, err := a.client.Mappings(ctx)
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(all, func(x, y control.Mapping) int {
+		return cmp.Or(x.Internal.Compare(y.Internal), cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.ID, y.ID))
+	})
+	if a.json {
+		return t.listJSON(all)
+	}
+	return t.listTable(all)
+}
+
+func (t *tool) listJSON(all []control.Mapping) error {
+	out := bufio.NewWriter(t.stdout)
+	buffered := tool{stdout: out}
+	for _, m := range all {
+		if err := buffered.printJSON(m); err != nil {
+			return err
+		}
+	}
+	return out.Flush()
+}
+
+func (t *tool) listTable(all []control.Mapping) error {
+	if len(all) == 0 {
+		fmt.Fprintln(t.stdout, "no mappings")
+		return nil
+	}
+	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tKIND\tPROTOCOL\tINTERNAL\tEXTERNAL\tREMOTE\tSECONDS\tVIA\tDESCRIPTION")
+	for _, m := range all {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", m.ID, m.Kind, m.Protocol, m.Internal,
+			m.External, remote(&m), m.Lifetime, m.Via, printable(m.Description))
+	}
+	return w.Flush()
+}
+
+// remote names who may send to m.
+func remote(m *control.Mapping) string {
+	switch {
+	case m.Remote != nil:
+		return m.Remote.String()
+	case len(m.Filters) > 0:
+		return strings.Join(m.Filters, " ")
+	}
+	return "any"
+}
+
+// printable returns what a stranger wrote in a form that a terminal survives.
+func printable(s string) string {
+	if q := strconv.Quote(s); q != `"`+s+`"` {
+		return q
+	}
+	return s
+}
+
+// find returns the mapping that the arguments name.
+func (a *admin) find(ctx context.Context) (control.Mapping, error) {
+	if len(a.args) == 1 {
+		return a.client.Mapping(ctx, a.args[0])
+	}
+	protocol, err := pcp.ParseProtocol(a.args[0])
+	if err != nil {
+		return control.Mapping{}, usageError{err.Error()}
+	}
+	internal, err := parseAddrPort(a.args[1])
+	if err != nil {
+		return control.Mapping{}, usagef("internal address %q: %v", a.args[1], err)
+	}
+	var peer *netip.AddrPort
+	if len(a.args) == 3 {
+		ap, err := parseAddrPort(a.args[2])
+		if err != nil {
+			return control.Mapping{}, usagef("remote address %q: %v", a.args[2], err)
+		}
+		peer = &ap
+	}
+	all, err := a.client.Mappings(ctx)
+	if err != nil {
+		return control.Mapping{}, err
+	}
+	for _, m := range all {
+		same := (m.Remote == nil) == (peer == nil) && (peer == nil || *m.Remote == *peer)
+		if same && m.Protocol == protocol.String() && m.Internal == internal {
+			return m, nil
+		}
+	}
+	return control.Mapping{}, fmt.Errorf("there is no mapping of %s", strings.Join(a.args, " "))
+}
+
+// show is pcpctl show.
+func (t *tool) show(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 1, 3)
+	if err != nil {
+		return err
+	}
+	m, err := a.find(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return t.printJSON(m)
+	}
+	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
+	for _, f := range [][2]string{
+		{"id", m.ID}, {"kind", m.Kind}, {"protocol", m.Protocol}, {"internal", m.Internal.String()},
+		{"external", m.External.String()}, {"remote", remote(&m)}, {"lifetime", fmt.Sprint(m.Lifetime, " s")},
+		{"nonce", m.Nonce}, {"subscriber", m.Subscriber}, {"via", m.Via}, {"description", printable(m.Description)},
+	} {
+		if f[1] != "" {
+			fmt.Fprintf(w, "%s\t%s\n", f[0], f[1])
+		}
+	}
+	return w.Flush()
+}
+
+// delete is pcpctl delete.
+func (t *tool) delete(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 1, 3)
+	if err != nil {
+		return err
+	}
+	m, err := a.find(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.client.Delete(ctx, m.ID); err != nil {
+		return err
+	}
+	if a.json {
+		return t.printJSON(m)
+	}
+	fmt.Fprintf(t.stdout, "%s is deleted\n", describe(&m))
+	return nil
+}
+
+// describe names a mapping in a sentence.
+func describe(m *control.Mapping) string {
+	if m.Remote != nil {
+		return fmt.Sprintf("%s %s -> %s as %s", m.Protocol, m.Internal, m.Remote, m.External)
+	}
+	return fmt.Sprintf("%s %s -> %s", m.Protocol, m.External, m.Internal)
+}
+
+// watch is pcpctl watch. Its end by an interrupt is no failure.
+func (t *tool) watch(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 0, 0)
+	if err != nil {
+		return err
+	}
+	err = a.client.Watch(ctx, nil, func(e control.Event) error {
+		if a.json {
+			return t.printJSON(e)
+		}
+		_, err := fmt.Fprintf(t.stdout, "%s %s %s for %d s\n", e.Time.Local().Format(time.DateTime), e.Type, describe(&e.Mapping), e.Mapping.Lifetime)
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// stats is pcpctl stats.
+func (t *tool) stats(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 0, 0)
+	if err != nil {
+		return err
+	}
+	s, err := a.client.Stats(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return t.printJSON(s)
+	}
+	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "version\t%s\nstarted\t%s\nepoch\t%d s\n", s.Version, s.Started.Local().Format(time.DateTime), s.Epoch)
+	for _, kind := range slices.Sorted(maps.Keys(s.Mappings)) {
+		fmt.Fprintf(w, "mappings %s\t%d\n", kind, s.Mappings[kind])
+	}
+	for _, set := range slices.Sorted(maps.Keys(s.Counters)) {
+		for _, name := range slices.Sorted(maps.Keys(s.Counters[set])) {
+			fmt.Fprintf(w, "%s %s\t%d\n", set, name, s.Counters[set][name])
+		}
+	}
+	return w.Flush()
+}
+
+// check is pcpctl check. A problem is a failure.
+func (t *tool) check(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 0, 0)
+	if err != nil {
+		return err
+	}
+	c, err := a.client.Check(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		err = t.printJSON(c)
+	} else {
+		for _, f := range c.Findings {
+			fmt.Fprintf(t.stdout, "%s: %s\n", f.Level, f.Text)
+		}
+	}
+	if err == nil && !c.OK {
+		return errSaid
+	}
+	return err
+}
+
+// reload is pcpctl reload.
+func (t *tool) reload(ctx context.Context, fs *pflag.FlagSet, args []string) error {
+	a, err := parseAdmin(fs, args, 0, 0)
+	if err != nil {
+		return err
+	}
+	r, err := a.client.Reload(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return t.printJSON(r)
+	}
+	fmt.Fprintln(t.stdout, r.Text)
+	return nil
+}

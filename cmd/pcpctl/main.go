@@ -1,0 +1,148 @@
+// Command pcpctl asks PCP servers for mappings and looks into a running pcpd.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"pcpd/pcp/pcpclient"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// The exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1 // refused or failed
+	exitUsage  = 2
+)
+
+// run is main without the process.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	t := &tool{stdout: stdout, stderr: stderr}
+	return t.run(ctx, args)
+}
+
+// tool is one run of the program.
+type tool struct {
+	stdout, stderr io.Writer
+	network        pcpclient.Network // nil: the host's
+}
+
+// command is one word after pcpctl.
+type command struct {
+	name     string
+	synopsis string // what follows the name
+	summary  string
+	run      func(t *tool, ctx context.Context, fs *pflag.FlagSet, args []string) error
+}
+
+// commands returns all of them in the order of the help text.
+func commands() []command {
+	return []command{
+		{"map", "--protocol P --internal-port N [flags]", "ask for a mapping, so that everybody can send to an internal port", (*tool).askMap},
+		{"peer", "--protocol P --internal-port N --remote ADDR:PORT [flags]", "ask for, or lengthen, an outbound mapping to one remote peer", (*tool).askPeer},
+		{"announce", "[flags]", "ask whether a server is there, and for its epoch", (*tool).announce},
+		{"list", "[flags]", "list the mappings of the pcpd on this machine", (*tool).list},
+		{"show", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "show one mapping", (*tool).show},
+		{"delete", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "delete one mapping and cut its flows", (*tool).delete},
+		{"watch", "[flags]", "print every change of a mapping as it happens", (*tool).watch},
+		{"stats", "[flags]", "print pcpd's counters", (*tool).stats},
+		{"check", "[flags]", "have pcpd look at the machine and say what is wrong", (*tool).check},
+		{"reload", "[flags]", "have pcpd read its configuration again", (*tool).reload},
+	}
+}
+
+// usageError is a command line that makes no sense.
+type usageError struct{ message string }
+
+func (e usageError) Error() string { return e.message }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Sprintf(format, args...)}
+}
+
+// errSaid means that the failure has been reported already.
+var errSaid = errors.New("failed")
+
+func (t *tool) run(ctx context.Context, args []string) int {
+	if len(args) == 0 {
+		t.usage(t.stderr)
+		return exitUsage
+	}
+	switch args[0] {
+	case "help", "-h", "--help":
+		t.usage(t.stdout)
+		return exitDone
+	}
+	var names []string
+	for _, c := range commands() {
+		if c.name == args[0] {
+			return t.dispatch(ctx, c, args[1:])
+		}
+		names = append(names, c.name)
+	}
+	fmt.Fprintf(t.stderr, "pcpctl: there is no command %q; the commands are %s\n", args[0], strings.Join(names, ", "))
+	return exitUsage
+}
+
+func (t *tool) usage(w io.Writer) {
+	fmt.Fprint(w, "Usage: pcpctl COMMAND [flags]\n\n")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-10s%s\n", c.name, c.summary)
+	}
+	fmt.Fprint(w, "\npcpctl COMMAND --help describes the flags. The exit code is 0 if it was\ndone, 1 if it was refused or failed, and 2 if the command line is wrong.\n")
+}
+
+func (t *tool) dispatch(ctx context.Context, c command, args []string) int {
+	fs := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.SetOutput(io.Discard) // errors are reported below
+	fs.Usage = func() {
+		fmt.Fprintf(t.stdout, "Usage: pcpctl %s %s\n\nTo %s.\n\n%s\n", c.name, c.synopsis, c.summary, strings.TrimRight(fs.FlagUsages(), "\n"))
+	}
+	err := c.run(t, ctx, fs, args)
+	var wrong usageError
+	switch {
+	case err == nil, errors.Is(err, pflag.ErrHelp):
+		return exitDone
+	case errors.Is(err, errSaid):
+		return exitFailed
+	case errors.As(err, &wrong):
+		fmt.Fprintf(t.stderr, "pcpctl %s: %s (see pcpctl %s --help)\n", c.name, err, c.name)
+		return exitUsage
+	}
+	fmt.Fprintf(t.stderr, "pcpctl %s: %s\n", c.name, err)
+	return exitFailed
+}
+
+// parse reads the flags. The command takes from least to most arguments.
+func parse(fs *pflag.FlagSet, args []string, least, most int) error {
+	switch err := fs.Parse(args); {
+	case errors.Is(err, pflag.ErrHelp):
+		return err
+	case err != nil:
+		return usageError{err.Error()}
+	}
+	switch n := fs.NArg(); {
+	case n < least:
+		return usagef("give the mapping as ID or as PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]")
+	case n > most && most == 0:
+		return usagef("%q is not a flag, and no other argument is expected", fs.Arg(0))
+	case n > most:
+		return usagef("%q is one argument too many", fs.Arg(most))
+	}
+	return nil
+}
