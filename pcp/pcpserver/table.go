@@ -28,7 +28,8 @@ type entry struct {
 	// seq changes with each request, so that update repeats stop.
 	seq uint32
 
-	sibling    *entry // next PEER mapping of the same internal socket
+	notice     *notice // what the client is still to be told, if anything
+	sibling    *entry  // next PEER mapping of the same internal socket
 	slot       int64
 	next, prev *entry // neighbours in the wheel's slot
 }

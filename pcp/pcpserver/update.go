@@ -25,9 +25,10 @@ var (
 // notice is one message and the times at which it is still to be sent. The
 // bytes are made when it is sent, so that the epoch advances between repeats.
 type notice struct {
-	at   time.Time
-	gap  time.Duration
-	left int
+	at    time.Time
+	gap   time.Duration
+	left  int
+	index int // in the heap
 	// Exactly one of the two.
 	announce *Endpoint
 	update   *unsolicited
@@ -57,8 +58,21 @@ type outbox struct {
 
 func (o *outbox) Len() int           { return len(o.notices) }
 func (o *outbox) Less(i, j int) bool { return o.notices[i].at.Before(o.notices[j].at) }
-func (o *outbox) Swap(i, j int)      { o.notices[i], o.notices[j] = o.notices[j], o.notices[i] }
-func (o *outbox) Push(x any)         { o.notices = append(o.notices, x.(*notice)) }
+
+// Swap implements heap.Interface.
+func (o *outbox) Swap(i, j int) {
+	o.notices[i], o.notices[j] = o.notices[j], o.notices[i]
+	o.notices[i].index, o.notices[j].index = i, j
+}
+
+// Push implements heap.Interface.
+func (o *outbox) Push(x any) {
+	n := x.(*notice)
+	n.index = len(o.notices)
+	o.notices = append(o.notices, n)
+}
+
+// Pop implements heap.Interface.
 func (o *outbox) Pop() any {
 	n := o.notices[len(o.notices)-1]
 	o.notices[len(o.notices)-1] = nil
@@ -99,6 +113,7 @@ func (s *Server) queueAnnounce(now time.Time) {
 	kept := s.outbox.notices[:0]
 	for _, n := range s.outbox.notices {
 		if n.announce == nil {
+			n.index = len(kept)
 			kept = append(kept, n)
 		}
 	}
@@ -127,13 +142,23 @@ func (s *Server) queueError(now time.Time, e *entry, r pcp.ResultCode) {
 	s.queueUnsolicited(now, e, r)
 }
 
+// queueUnsolicited replaces what the client was still to be told of the mapping:
+// that is out of date.
 func (s *Server) queueUnsolicited(now time.Time, e *entry, r pcp.ResultCode) {
-	if e.svc.Flags&FlagUpdate == 0 || s.outbox.Len() >= maxUpdates || !e.client.IsValid() {
+	if e.svc.Flags&FlagUpdate == 0 || !e.client.IsValid() {
 		return
 	}
 	u := &unsolicited{e: e, seq: e.seq, result: r, info: e.info(now),
 		to: Packet{Remote: e.client, Local: e.local, IfIndex: e.ifindex}}
-	heap.Push(&s.outbox, &notice{at: now, gap: firstGap, left: updateRepeats, update: u})
+	if n := e.notice; n != nil {
+		n.at, n.gap, n.left, n.update = now, firstGap, updateRepeats, u
+		heap.Fix(&s.outbox, n.index)
+		return
+	}
+	if s.outbox.Len() < maxUpdates {
+		e.notice = &notice{at: now, gap: firstGap, left: updateRepeats, update: u}
+		heap.Push(&s.outbox, e.notice)
+	}
 }
 
 // Tick does what is due: it removes expired mappings and sends announcements
@@ -152,6 +177,9 @@ func (s *Server) Tick(now time.Time) time.Time {
 		}
 		if n.left--; n.left <= 0 {
 			heap.Pop(&s.outbox)
+			if n.update != nil {
+				n.update.e.notice = nil
+			}
 			continue
 		}
 		n.at = now.Add(n.gap)
@@ -188,8 +216,14 @@ func (s *Server) message(now time.Time, n *notice) *Packet {
 			Local: netip.AddrPortFrom(ep.Local, pcp.ServerPort), IfIndex: ep.IfIndex}
 	}
 	u := n.update
-	if cur := s.table.byKey[u.info.Mapping.Key()]; u.e.seq != u.seq || (cur != nil && cur != u.e) {
+	if u.e.seq != u.seq {
 		return nil // the client has asked again since
+	}
+	switch cur := s.table.byKey[u.info.Mapping.Key()]; {
+	case u.result != pcp.ResultSuccess && cur != nil:
+		return nil // and got it back
+	case u.result == pcp.ResultSuccess && (cur != u.e || u.e.suspended):
+		return nil // gone, or without an external address once more
 	}
 	s.counters.updates.Add(1)
 	p := u.to
