@@ -57,9 +57,9 @@ func (s *Server) Delete(now time.Time, k pcp.Key) error {
 func (s *Server) Uncache(now time.Time, id netip.Prefix) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for a, sub := range s.cache {
-		if sub.ID == id || id.Contains(a) {
-			delete(s.cache, a)
+	for k, sub := range s.cache {
+		if sub.ID == id || id.Contains(k.internal) || id.Contains(k.source.WithZone("")) {
+			delete(s.cache, k)
 		}
 	}
 	var gone []*entry

@@ -18,7 +18,7 @@ func (s *Server) newEntry(c *Context) *entry {
 // stage remembers that c waits for the commit.
 func (s *Server) stage(c *Context, op operation, e *entry) {
 	c.op, c.e = op, e
-	s.pending[socket{c.m.Protocol, c.m.Internal}] = struct{}{}
+	s.pending[socketOf(&c.m)] = struct{}{}
 }
 
 // settle commits what is staged if the socket is part of it: a request must

@@ -36,6 +36,7 @@ type Context struct {
 	sub      Subscriber
 	known    bool       // the directory was asked for sub
 	internal netip.Addr // packet source, or the third party
+	realm    netip.Addr // of the mapping: what its key needs besides
 
 	// Options of the request, as far as they were processed.
 	thirdParty, preferFailure bool

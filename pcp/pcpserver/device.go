@@ -69,8 +69,12 @@ type Restorer interface {
 
 // Subscriber is what a server needs to know of the sender of a request.
 type Subscriber struct {
-	// ID is what quotas are counted by.
+	// ID is what quotas are counted by; the zero Prefix stands for the
+	// internal address, or the softwire of a DS-Lite client.
 	ID netip.Prefix
+	// Realm tells apart subscribers who have the same internal addresses.
+	// TypeDSLite needs none: the softwire is the realm.
+	Realm netip.Addr
 	// EpochStart is the moment at which this subscriber's epoch was zero;
 	// the zero Time stands for the server's own.
 	EpochStart time.Time

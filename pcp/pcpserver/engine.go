@@ -71,7 +71,7 @@ type Server struct {
 	batch      []*Context          // contexts with something staged
 	refused    map[*pcp.Mapping]error
 	outbox     outbox
-	cache      map[netip.Addr]Subscriber
+	cache      map[cacheKey]Subscriber
 	scratch    []*entry
 	changes    []Change
 	retrying   bool // a request is decided again: it was counted before
@@ -95,7 +95,7 @@ func New(cfg Config, now time.Time) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, table: newTable(now), epochStart: cfg.EpochStart,
 		pending: make(map[socket]struct{}), refused: make(map[*pcp.Mapping]error),
-		cache: make(map[netip.Addr]Subscriber),
+		cache: make(map[cacheKey]Subscriber),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -204,9 +204,6 @@ func (s *Server) dispatch(now time.Time, c *Context, source netip.Addr) error {
 	if c.req.Opcode == pcp.OpcodeAnnounce {
 		return nil
 	}
-	if c.thirdParty {
-		c.svc = s.serviceFor(source, c.internal)
-	}
 	if c.svc == nil || !c.svc.serves(c.internal) {
 		return pcp.NewError(pcp.ResultNotAuthorized, "internal address is not served here")
 	}
@@ -214,6 +211,10 @@ func (s *Server) dispatch(now time.Time, c *Context, source netip.Addr) error {
 		if err := c.svc.admits(c, source); err != nil {
 			return err
 		}
+	}
+	c.realm = sub.Realm
+	if c.svc.Type == TypeDSLite && !c.realm.IsValid() {
+		c.realm = source
 	}
 	if s.cfg.Authorizer != nil {
 		if err := s.cfg.Authorizer.Authorize(now, &c.Packet, &c.req, c.internal); err != nil {
@@ -282,11 +283,12 @@ func (s *Server) opcodeEnabled(svc *service, op pcp.Opcode) bool {
 // subscriber asks the directory, through the cache if that is enabled.
 func (s *Server) subscriber(now time.Time, c *Context) (Subscriber, error) {
 	if s.cfg.Directory == nil {
-		return Subscriber{ID: netip.PrefixFrom(c.internal, c.internal.BitLen())}, nil
+		return Subscriber{ID: c.ownID()}, nil
 	}
+	key := cacheKey{c.Remote.Addr(), c.internal}
 	cached := c.svc != nil && c.svc.Flags&FlagCache != 0
 	if cached {
-		if sub, ok := s.cache[c.internal]; ok {
+		if sub, ok := s.cache[key]; ok {
 			return sub, nil
 		}
 	}
@@ -302,15 +304,31 @@ func (s *Server) subscriber(now time.Time, c *Context) (Subscriber, error) {
 		return sub, &pcp.Error{Result: pcp.ResultNotAuthorized, Reason: "subscriber", Err: err}
 	}
 	if !sub.ID.IsValid() {
-		sub.ID = netip.PrefixFrom(c.internal, c.internal.BitLen())
+		sub.ID = c.ownID()
 	}
 	if cached {
 		if len(s.cache) >= maxCache {
 			clear(s.cache)
 		}
-		s.cache[c.internal] = sub
+		s.cache[key] = sub
 	}
 	return sub, nil
+}
+
+// ownID is the subscriber of a request whom no directory knows: the internal
+// address, or where such addresses are everybody's, the softwire.
+func (c *Context) ownID() netip.Prefix {
+	a := c.internal
+	if c.svc != nil && c.svc.Type == TypeDSLite {
+		a = c.Remote.Addr().WithZone("")
+	}
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
+// cacheKey has the source too: what the directory permits one client for a
+// third party it need not permit another.
+type cacheKey struct {
+	source, internal netip.Addr
 }
 
 // maxCache bounds the subscriber cache: strangers' addresses fill it.

@@ -20,10 +20,10 @@ func (s *Server) handleMap(now time.Time, c *Context) error {
 		}
 	}
 	c.m = pcp.Mapping{
-		Kind: pcp.KindMap, Protocol: r.Protocol, Nonce: r.Nonce,
+		Kind: pcp.KindMap, Protocol: r.Protocol, Realm: c.realm, Nonce: r.Nonce,
 		Internal: netip.AddrPortFrom(c.internal, r.InternalPort),
 	}
-	k := socket{r.Protocol, c.m.Internal}
+	k := socketOf(&c.m)
 	s.settle(now, k)
 	e := s.table.inbound(k)
 	if e != nil {

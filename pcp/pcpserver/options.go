@@ -11,6 +11,7 @@ import (
 // Section 7.3): a mandatory one that is not for us is an error, an optional
 // one that we do not know is left out of the response.
 func (s *Server) readOptions(c *Context, source netip.Addr) error {
+	c.svc = s.addressed(c, source)
 	it := c.req.Options()
 	for o, ok := it.Next(); ok; o, ok = it.Next() {
 		s.count(CountOption, uint8(o.Code))
@@ -38,6 +39,23 @@ func (s *Server) readOptions(c *Context, source netip.Addr) error {
 	return nil
 }
 
+// addressed returns the service that a request is for. A third party's is not
+// always the client's own, and decides how all of the options are read.
+func (s *Server) addressed(c *Context, source netip.Addr) *service {
+	it := c.req.Options()
+	for o, ok := it.Next(); ok; o, ok = it.Next() {
+		if o.Code != pcp.OptionThirdParty {
+			continue
+		}
+		if a, err := o.ThirdParty(); err == nil {
+			if svc := s.serviceFor(source, a); svc != nil {
+				return svc
+			}
+		}
+	}
+	return c.svc
+}
+
 // readThirdParty implements RFC 6887, Section 13.1.
 func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) error {
 	if c.req.Opcode == pcp.OpcodeAnnounce {
@@ -53,6 +71,9 @@ func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) err
 	a, err := o.ThirdParty()
 	if err != nil {
 		return err
+	}
+	if a.IsUnspecified() && svc.Flags&FlagMapInt != 0 {
+		a = netip.IPv4Unspecified() // the zeroes of either family will do
 	}
 	switch {
 	case a == source:

@@ -21,10 +21,10 @@ func (s *Server) handlePeer(now time.Time, c *Context) error {
 		return err
 	}
 	c.m = pcp.Mapping{
-		Kind: pcp.KindPeer, Protocol: r.Protocol, Nonce: r.Nonce, RemotePeer: r.RemotePeer,
+		Kind: pcp.KindPeer, Protocol: r.Protocol, Realm: c.realm, Nonce: r.Nonce, RemotePeer: r.RemotePeer,
 		Internal: netip.AddrPortFrom(c.internal, r.InternalPort),
 	}
-	k := socket{r.Protocol, c.m.Internal}
+	k := socketOf(&c.m)
 	s.settle(now, k)
 	if e := s.table.byKey[c.m.Key()]; e != nil {
 		return s.renewPeer(now, c, e)

@@ -194,6 +194,9 @@ func (s *service) serves(internal netip.Addr) bool {
 	if internal.Is4() != (s.Flags&FlagMapInt != 0) {
 		return false
 	}
+	if s.Flags&FlagThirdPartyAO != 0 && internal.IsUnspecified() {
+		return true // only the device knows whose address that is
+	}
 	if s.Flags&FlagFirewall != 0 && internal.IsLinkLocalUnicast() {
 		return false // nobody outside could reach it
 	}

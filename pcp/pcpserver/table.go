@@ -37,10 +37,13 @@ type entry struct {
 // socket is an internal endpoint: what all mappings of it have in common.
 type socket struct {
 	protocol pcp.Protocol
+	realm    netip.Addr
 	internal netip.AddrPort
 }
 
-func (e *entry) socket() socket { return socket{e.m.Protocol, e.m.Internal} }
+func socketOf(m *pcp.Mapping) socket { return socket{m.Protocol, m.Realm, m.Internal} }
+
+func (e *entry) socket() socket { return socketOf(&e.m) }
 
 // subscriber counts mappings.
 type subscriber struct {
@@ -68,7 +71,7 @@ func newTable(now time.Time) *table {
 }
 
 func (t *table) inbound(k socket) *entry {
-	return t.byKey[pcp.Key{Protocol: k.protocol, Internal: k.internal}]
+	return t.byKey[pcp.Key{Protocol: k.protocol, Realm: k.realm, Internal: k.internal}]
 }
 
 func (t *table) insert(e *entry) {
