@@ -1,0 +1,107 @@
+package nat
+
+import (
+	"net/netip"
+	"time"
+
+	"pcpd/firewall"
+	"pcpd/pcp"
+)
+
+// socket is an internal address, protocol and port.
+type socket struct {
+	protocol pcp.Protocol
+	internal netip.AddrPort
+}
+
+func socketOf(m *pcp.Mapping) socket { return socket{m.Protocol, m.Internal} }
+
+// never is the end of a static mapping.
+var never = time.Unix(1<<40, 0)
+
+// binding is the external endpoint of an internal socket, with all the
+// mappings that use it: one of MAP and any number of PEER share it (RFC 6887,
+// Sections 11.3 and 12.3).
+type binding struct {
+	socket
+	external netip.AddrPort
+	ends     map[pcp.Key]time.Time
+	// fresh is the claim on the endpoint until a mapping of it is in force.
+	fresh *claim
+}
+
+func (b *binding) slot() slot { return slot{b.protocol, b.external} }
+
+// end is when the last of its mappings ends.
+func (b *binding) end() (t time.Time) {
+	for _, end := range b.ends {
+		if end.After(t) {
+			t = end
+		}
+	}
+	return t
+}
+
+// timeout is the timeout at now of an element that lasts as long as the
+// binding; zero is for ever.
+func (b *binding) timeout(now time.Time) time.Duration {
+	end := b.end()
+	if end.Equal(never) {
+		return 0
+	}
+	return max(end.Sub(now), time.Second)
+}
+
+func endOf(now time.Time, m *pcp.Mapping) time.Time {
+	if m.Kind == pcp.KindStatic {
+		return never
+	}
+	return now.Add(m.Lifetime)
+}
+
+func timeoutOf(m *pcp.Mapping) time.Duration {
+	if m.Kind == pcp.KindStatic {
+		return 0
+	}
+	return m.Lifetime
+}
+
+// snatElement lets the socket leave as its external endpoint.
+func (b *binding) snatElement(now time.Time) firewall.Element {
+	if !b.protocol.HasPorts() {
+		return firewall.Element{Set: mapSNATAll, Key: protocolKey(b.internal.Addr(), b.protocol),
+			Value: addrValue(b.external.Addr()), Timeout: b.timeout(now)}
+	}
+	return firewall.Element{Set: mapSNAT, Key: endpointKey(b.internal, b.protocol),
+		Value: endpointValue(b.external), Timeout: b.timeout(now)}
+}
+
+// takenElement keeps ordinary flows from the external endpoint.
+func (b *binding) takenElement(now time.Time) firewall.Element {
+	return firewall.Element{Set: setTaken, Key: endpointKey(b.external, b.protocol), Timeout: b.timeout(now)}
+}
+
+// shared are the elements that all mappings of the binding need.
+func (b *binding) shared(now time.Time) []firewall.Element {
+	if !b.protocol.HasPorts() {
+		return []firewall.Element{b.snatElement(now)}
+	}
+	return []firewall.Element{b.snatElement(now), b.takenElement(now)}
+}
+
+// elements are those that one mapping of the binding needs for itself.
+func (b *binding) elements(m *pcp.Mapping) []firewall.Element {
+	timeout := timeoutOf(m)
+	switch {
+	case m.Kind == pcp.KindPeer:
+		return []firewall.Element{
+			{Set: mapPeerOut, Key: flowKey(b.internal, b.protocol, m.RemotePeer), Value: endpointValue(b.external), Timeout: timeout},
+			{Set: mapPeerIn, Key: flowKey(b.external, b.protocol, m.RemotePeer), Value: endpointValue(b.internal), Timeout: timeout},
+		}
+	case !b.protocol.HasPorts():
+		return []firewall.Element{{Set: mapDNATAll, Key: protocolKey(b.external.Addr(), b.protocol),
+			Value: addrValue(b.internal.Addr()), Timeout: timeout}}
+	}
+	return []firewall.Element{{Set: mapDNAT, Key: endpointKey(b.external, b.protocol),
+		Value: endpointValue(b.internal), Timeout: timeout}}
+}

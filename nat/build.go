@@ -1,0 +1,151 @@
+package nat
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"pcpd/firewall"
+	"pcpd/internal/ct"
+	"pcpd/internal/nft"
+	"pcpd/pcp"
+)
+
+// Build adds the translation to the table that firewall.Table.Install makes;
+// it is what makes a Device a firewall.Extension.
+func (d *Device) Build(b *firewall.Builder) error {
+	c := b.Config()
+	d.rules = rules{own: d.cfg.Own, eif: d.cfg.EIF, mark: c.Mark, external: c.External,
+		served: d.cfg.Served, pool: d.pool}
+	b.Set(sets()...)
+	b.Elements(setReserved, reservedElements(d.cfg.Reserved)...)
+	for _, chain := range chains(d.cfg.Own) {
+		b.Chain(chain)
+	}
+	perAddress := d.rules.perAddress()
+	for _, name := range slices.Sorted(maps.Keys(perAddress)) {
+		if name != chainConflict && name != chainClash {
+			b.Chain(nft.Chain{Name: name})
+		}
+	}
+	for _, part := range []map[string][]nft.Rule{d.rules.fixed(), perAddress} {
+		for _, name := range slices.Sorted(maps.Keys(part)) {
+			b.Rules(name, part[name]...)
+		}
+	}
+	if d.cfg.Own {
+		b.Serve(d.cfg.Served...)
+	}
+	return nil
+}
+
+// reservedElements are the ports that ordinary flows do not draw. PCP's own
+// are left out for every protocol: it costs two ports.
+func reservedElements(reserved []PortRange) []nft.Elem {
+	ports := map[uint16]bool{pcpClientPort: true, pcpServerPort: true}
+	for _, r := range reserved {
+		for port := max(int(r.First), firstFree); port <= int(r.Last); port++ {
+			ports[uint16(port)] = true
+		}
+	}
+	elems := make([]nft.Elem, 0, len(ports))
+	for port := range ports {
+		elems = append(elems, nft.Elem{Key: []byte{byte(port >> 8), byte(port)}})
+	}
+	return elems
+}
+
+// External reports whether addr is one of the external addresses.
+func (d *Device) External(addr netip.Addr) bool { return d.pool.contains(addr) }
+
+// SetExternal stages other external addresses. Once the caller has committed
+// it, the flows of addresses that are gone are cut, and so are the ordinary
+// sockets' ports forgotten; explicit mappings stay until the caller deletes
+// them with pcp.DeleteMoved and adds them anew. External tells which those
+// are. With several addresses an internal host may get another one.
+func (d *Device) SetExternal(now time.Time, prefixes []netip.Prefix) error {
+	after, err := newPool(prefixes)
+	if err != nil {
+		return err
+	}
+	before := d.pool
+	if slices.Equal(before, after) {
+		return nil
+	}
+	if d.rules.external == "" {
+		d.setPool(after) // Build has not been called yet
+		return nil
+	}
+	old := d.rules.perAddress()
+	d.setPool(after)
+	staged := d.rules.perAddress()
+	for name := range old {
+		if _, stays := staged[name]; !stays {
+			staged[name] = nil
+		}
+	}
+	d.stageChains(staged)
+	var gone []netip.Addr
+	for _, addr := range before {
+		if !after.contains(addr) {
+			gone = append(gone, addr)
+		}
+	}
+	if len(gone) > 0 {
+		d.forgetOrdinary(now)
+	}
+	d.table.OnDone(nil, func(err error) {
+		if err != nil {
+			d.setPool(before)
+			return
+		}
+		for _, addr := range gone {
+			d.leave(addr)
+		}
+	})
+	return nil
+}
+
+func (d *Device) setPool(p pool) { d.pool, d.rules.pool = p, p }
+
+// stageChains stages chains so that each comes after those that it leads to:
+// a chain must exist before a rule names it.
+func (d *Device) stageChains(chains map[string][]nft.Rule) {
+	for name := range chains {
+		d.table.StageChain(name)
+	}
+	for name, rules := range chains {
+		d.table.StageChain(name, rules...)
+	}
+}
+
+// forgetOrdinary stages that ordinary sockets lose their ports, since those
+// may be of an address that is gone; running flows of the others are learned
+// again from their packets. Ports in use and in quarantine stay taken.
+func (d *Device) forgetOrdinary(now time.Time) {
+	for _, set := range []string{mapEIM, mapEIF, setTaken} {
+		d.table.StageFlush(set)
+	}
+	for _, b := range d.bindings {
+		if b.protocol.HasPorts() {
+			d.table.Put(nil, b.takenElement(now))
+		}
+	}
+	for _, q := range d.alloc.queue {
+		if left := q.until.Sub(now); left > 0 && q.protocol.HasPorts() {
+			d.table.Put(nil, firewall.Element{Set: setTaken, Key: endpointKey(q.external, q.protocol), Timeout: left})
+		}
+	}
+}
+
+// leave ends what is left of an external address.
+func (d *Device) leave(addr netip.Addr) {
+	d.alloc.forget(addr)
+	all := netip.AddrPortFrom(addr, 0)
+	for _, m := range []ct.Match{ct.To(pcp.ProtocolAll, all), ct.As(pcp.ProtocolAll, all)} {
+		if err := d.cfg.Flows.Delete(m); err != nil {
+			d.log.Warn("flows of a former external address may live on", "external", addr, "err", err)
+		}
+	}
+}

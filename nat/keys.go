@@ -1,0 +1,67 @@
+package nat
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"pcpd/pcp"
+)
+
+// The parts of a concatenated key lie in registers of four octets, each part
+// at the start of its own, numbers in network order.
+
+// endpointKey is "address . protocol . port".
+func endpointKey(a netip.AddrPort, protocol pcp.Protocol) []byte {
+	k := make([]byte, 12)
+	putEndpoint(k, a, protocol)
+	return k
+}
+
+func putEndpoint(k []byte, a netip.AddrPort, protocol pcp.Protocol) {
+	ip := a.Addr().As4()
+	copy(k, ip[:])
+	k[4] = byte(protocol)
+	binary.BigEndian.PutUint16(k[8:], a.Port())
+}
+
+// flowKey is "address . protocol . port . peer address . peer port".
+func flowKey(a netip.AddrPort, protocol pcp.Protocol, peer netip.AddrPort) []byte {
+	k := make([]byte, 20)
+	putEndpoint(k, a, protocol)
+	copy(k[12:], endpointValue(peer))
+	return k
+}
+
+// protocolKey is "address . protocol".
+func protocolKey(a netip.Addr, protocol pcp.Protocol) []byte {
+	ip := a.As4()
+	return append(ip[:], byte(protocol), 0, 0, 0)
+}
+
+// strayKey is "protocol . port".
+func strayKey(protocol pcp.Protocol, port uint16) []byte {
+	return []byte{byte(protocol), 0, 0, 0, byte(port >> 8), byte(port), 0, 0}
+}
+
+// endpointValue is "address . port".
+func endpointValue(a netip.AddrPort) []byte {
+	v := make([]byte, 8)
+	ip := a.Addr().As4()
+	copy(v, ip[:])
+	binary.BigEndian.PutUint16(v[4:], a.Port())
+	return v
+}
+
+func addrValue(a netip.Addr) []byte {
+	ip := a.As4()
+	return ip[:]
+}
+
+// parseEndpoint reads what endpointValue wrote; the zero AddrPort if it is
+// something else.
+func parseEndpoint(v []byte) netip.AddrPort {
+	if len(v) < 6 {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(v[:4])), binary.BigEndian.Uint16(v[4:]))
+}

@@ -1,0 +1,350 @@
+package nat
+
+import (
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"pcpd/firewall"
+	"pcpd/pcp"
+)
+
+// Device is a PCP-controlled NAT444 (libpcpd's PCPD_TYPE_NAT444). Give it to
+// firewall.Open as an extension and the table to Bind. Its methods stage
+// changes; Commit and Abort are the Table's. They must be called one at a
+// time. The external endpoint is taken when a mapping is staged, so that two
+// in one transaction do not get the same, and given back if the mapping does
+// not come about.
+type Device struct {
+	cfg   Config
+	log   *slog.Logger
+	table *firewall.Table
+	rules rules
+
+	pool     pool
+	alloc    *allocator
+	bindings map[socket]*binding
+}
+
+// New returns a Device. Nothing is asked of the kernel yet.
+func New(cfg Config) (*Device, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Quarantine == 0 {
+		cfg.Quarantine = DefaultQuarantine
+	}
+	if cfg.InUse == nil {
+		cfg.InUse = BindInUse
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Rand == nil {
+		var seed [32]byte
+		if _, err := crand.Read(seed[:]); err != nil {
+			return nil, fmt.Errorf("nat: seed for the choice of ports: %w", err)
+		}
+		cfg.Rand = rand.New(rand.NewChaCha8(seed))
+	}
+	pool, err := newPool(cfg.External)
+	if err != nil {
+		return nil, err
+	}
+	return &Device{cfg: cfg, log: cfg.Logger, pool: pool, bindings: map[socket]*binding{},
+		alloc: newAllocator(cfg.Quarantine, cfg.Reserved, cfg.Rand)}, nil
+}
+
+// Bind gives the Device the table that it is an extension of. It must be
+// called before any mapping is added.
+func (d *Device) Bind(t *firewall.Table) { d.table = t }
+
+// Commit is the Table's.
+func (d *Device) Commit(now time.Time, refused func(m *pcp.Mapping, err error)) error {
+	return d.table.Commit(now, refused)
+}
+
+// Abort is the Table's.
+func (d *Device) Abort(m *pcp.Mapping) { d.table.Abort(m) }
+
+// Filter is the firewall's: filters are by the internal side of a mapping.
+// Flows that a filter forbids are cut.
+func (d *Device) Filter(now time.Time, m *pcp.Mapping, flags pcp.FilterFlags, filters []pcp.Filter) error {
+	return firewall.New(d.table).Filter(now, m, flags, filters)
+}
+
+// Idle is the firewall's.
+func (d *Device) Idle(_ time.Time, m *pcp.Mapping) time.Duration { return d.table.Idle(m) }
+
+// serves returns the error for a mapping that this device cannot have: of a
+// host that is not served, of a protocol that would need a whole external
+// address, or of any if there is no external address.
+func (d *Device) serves(m *pcp.Mapping) error {
+	addr := m.Internal.Addr()
+	served := false
+	for _, p := range d.cfg.Served {
+		served = served || p.Contains(addr)
+	}
+	switch {
+	case !served:
+		return pcp.NewError(pcp.ResultNotAuthorized, "no translation for "+addr.String())
+	case m.Protocol == pcp.ProtocolAll:
+		return pcp.NewError(pcp.ResultUnsuppProtocol, "all protocols of an external address that is shared")
+	case m.Protocol.HasPorts() && m.Internal.Port() == 0:
+		return pcp.NewError(pcp.ResultUnsuppProtocol, "all ports of an external address that is shared")
+	case !m.Protocol.HasPorts() && m.Internal.Port() != 0:
+		return pcp.NewError(pcp.ResultUnsuppProtocol, "a port of a protocol that has none")
+	case len(d.pool) == 0:
+		return pcp.NewError(pcp.ResultNetworkFailure, "there is no external address")
+	}
+	return nil
+}
+
+// AddMapping stages a MAP mapping. A new one gets, in this order: the endpoint
+// that another mapping of the internal socket has, explicit or implicit; the
+// suggestion; the internal port; a random one (RFC 6887, Section 11.3).
+func (d *Device) AddMapping(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (pcp.Status, error) {
+	if err := d.serves(m); err != nil {
+		return 0, err
+	}
+	b := d.bindings[socketOf(m)]
+	if b != nil && d.pool.contains(b.external.Addr()) {
+		_, exists := b.ends[m.Key()]
+		if flags&pcp.AddPreferFailure != 0 && flags&pcp.AddRefresh == 0 && !suits(m.External, b.external) {
+			return 0, pcp.NewError(pcp.ResultCannotProvideExternal, "the internal socket has another external endpoint")
+		}
+		d.stage(now, m, b, flags)
+		return statusOf(exists), nil
+	}
+	if b != nil {
+		return 0, pcp.NewError(pcp.ResultNetworkFailure, "the external address of the internal socket is gone")
+	}
+	if flags&pcp.AddRefresh != 0 && d.pool.contains(m.External.Addr()) {
+		return pcp.StatusOK, d.restore(now, m, flags)
+	}
+	external, err := d.choose(now, m, flags&pcp.AddPreferFailure != 0)
+	if err != nil {
+		return 0, err
+	}
+	d.stageNew(now, m, external, flags)
+	return pcp.StatusNew, nil
+}
+
+func statusOf(exists bool) pcp.Status {
+	if exists {
+		return pcp.StatusOK
+	}
+	return pcp.StatusNew
+}
+
+// stageNew stages m as the first mapping of its socket.
+func (d *Device) stageNew(now time.Time, m *pcp.Mapping, external netip.AddrPort, flags pcp.AddFlags) {
+	b := &binding{socket: socketOf(m), external: external, ends: map[pcp.Key]time.Time{}}
+	d.bindings[b.socket] = b
+	c := d.alloc.take(b.slot())
+	b.fresh = &c
+	d.stage(now, m, b, flags)
+}
+
+// stage stages m with the endpoint of b.
+func (d *Device) stage(now time.Time, m *pcp.Mapping, b *binding, flags pcp.AddFlags) {
+	key := m.Key()
+	before, existed := b.ends[key]
+	b.ends[key] = endOf(now, m)
+	m.External = b.external
+	put := d.table.Put
+	if existed {
+		put = d.table.Renew
+	}
+	for _, e := range b.elements(m) {
+		put(m, e)
+	}
+	for _, e := range b.shared(now) {
+		if b.fresh != nil {
+			d.table.Put(m, e)
+		} else {
+			d.table.Renew(m, e)
+		}
+	}
+	d.table.RenewFilters(m)
+	if flags&pcp.AddLocked != 0 {
+		d.table.Lock(m)
+	}
+	made := *m // m is the caller's again after Commit
+	d.table.OnDone(m, func(err error) {
+		if err != nil {
+			d.unstage(now, b, &made, before, existed, err)
+			return
+		}
+		b.fresh = nil
+		if !existed {
+			d.clear(&made)
+		}
+	})
+}
+
+// unstage undoes stage after the kernel refused or the server changed its mind.
+func (d *Device) unstage(now time.Time, b *binding, m *pcp.Mapping, before time.Time, existed bool, err error) {
+	if existed {
+		b.ends[m.Key()] = before
+		return
+	}
+	delete(b.ends, m.Key())
+	if len(b.ends) > 0 {
+		return
+	}
+	if d.bindings[b.socket] == b {
+		delete(d.bindings, b.socket)
+	}
+	if b.fresh == nil {
+		d.alloc.release(now, b.slot(), owner{m.Internal, m.Nonce})
+		return
+	}
+	d.alloc.undo(*b.fresh)
+	if errors.Is(err, pcp.ErrConflict) {
+		// Somebody has it whom we do not know: the next try takes another.
+		d.alloc.take(b.slot())
+		d.alloc.release(now, b.slot(), owner{})
+	}
+}
+
+// clear deletes the conntrack entries that would hide a mapping just made:
+// those of packets that came to its external endpoint before it existed.
+func (d *Device) clear(m *pcp.Mapping) {
+	var err error
+	switch {
+	case m.Kind == pcp.KindPeer:
+		err = d.clearPeer(m)
+	case d.strayed(m):
+		err = d.cfg.Flows.Delete(untranslated(m))
+	}
+	if err != nil {
+		d.log.Warn("a flow from before a mapping may hide it from its peer", "proto", m.Protocol, "external", m.External, "err", err)
+	}
+}
+
+// strayed reports whether there may be such entries. Ports are noted when a
+// packet comes; for other protocols one has to look.
+func (d *Device) strayed(m *pcp.Mapping) bool {
+	if m.Protocol != pcp.ProtocolTCP && m.Protocol != pcp.ProtocolUDP {
+		return true
+	}
+	_, _, found, err := d.table.Lookup(setStray, strayKey(m.Protocol, m.External.Port()))
+	return found || err != nil
+}
+
+// DeleteMapping stages the end of a mapping. The external port goes into
+// quarantine when no other mapping of the socket uses it. Flows are cut unless
+// the mapping expired, in which case they live on as implicit mappings
+// (RFC 6887, Section 16.5), or its address is gone, when SetExternal cut all.
+func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteReason) error {
+	b := d.bindings[socketOf(m)]
+	key := m.Key()
+	if b == nil {
+		return nil
+	}
+	end, exists := b.ends[key]
+	if !exists {
+		return nil
+	}
+	m.External = b.external
+	for _, e := range b.elements(m) {
+		d.table.Drop(m, e)
+	}
+	d.table.DropFilters(m)
+	delete(b.ends, key)
+	last := len(b.ends) == 0
+	if last {
+		d.end(now, m, b)
+	}
+	d.cut(m, reason)
+	d.table.OnDone(m, func(err error) {
+		if err == nil || d.bindings[b.socket] != nil && d.bindings[b.socket] != b {
+			return
+		}
+		b.ends[key] = end
+		if last {
+			d.bindings[b.socket] = b
+			d.alloc.take(b.slot())
+		}
+	})
+	return nil
+}
+
+// end stages the end of a binding: its port rests.
+func (d *Device) end(now time.Time, m *pcp.Mapping, b *binding) {
+	delete(d.bindings, b.socket)
+	d.table.Drop(m, b.snatElement(now))
+	ours := d.pool.contains(b.external.Addr())
+	if ours {
+		d.alloc.release(now, b.slot(), owner{m.Internal, m.Nonce})
+	}
+	if !b.protocol.HasPorts() {
+		return
+	}
+	taken := b.takenElement(now)
+	if !ours || d.cfg.Quarantine < 0 {
+		d.table.Drop(m, taken)
+		return
+	}
+	// The table adds its grace, which is of no use here.
+	taken.Timeout = max(d.cfg.Quarantine-max(d.table.Config().Grace, 0), time.Second)
+	d.table.Renew(m, taken)
+}
+
+// cut has the flows of a mapping cut once its end is in force.
+func (d *Device) cut(m *pcp.Mapping, reason pcp.DeleteReason) {
+	if reason != pcp.DeleteRequested {
+		if m.Kind != pcp.KindPeer {
+			d.table.ForgetFlows(m)
+		}
+		return
+	}
+	if m.Kind != pcp.KindPeer {
+		d.table.CutFlows(m, nil, true)
+		return
+	}
+	gone := *m
+	d.table.OnDone(m, func(err error) {
+		if err == nil {
+			d.cutPeer(&gone)
+		}
+	})
+}
+
+// Restore stages m with exactly its external endpoint, as the server
+// remembers it. It is an error if that is not ours or has another owner.
+func (d *Device) Restore(now time.Time, m *pcp.Mapping) error {
+	if err := d.serves(m); err != nil {
+		return err
+	}
+	if err := d.restore(now, m, 0); err != nil {
+		return err
+	}
+	d.table.PutFilters(m, m.Filters)
+	d.table.MarkUsed(m)
+	return nil
+}
+
+func (d *Device) restore(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) error {
+	b := d.bindings[socketOf(m)]
+	switch {
+	case b != nil && b.external != m.External:
+		return fmt.Errorf("nat: %v has the external endpoint %v, not %v: %w", m.Internal, b.external, m.External, pcp.ErrConflict)
+	case b != nil:
+		d.stage(now, m, b, flags)
+		return nil
+	case !d.pool.contains(m.External.Addr()):
+		return pcp.NewError(pcp.ResultNetworkFailure, m.External.Addr().String()+" is not an external address any more")
+	}
+	s := slot{m.Protocol, m.External}
+	if !d.alloc.grantableTo(now, s, m.Internal) {
+		return fmt.Errorf("nat: external endpoint %v has another owner: %w", m.External, pcp.ErrConflict)
+	}
+	d.stageNew(now, m, m.External, flags)
+	return nil
+}

@@ -1,0 +1,315 @@
+package nat
+
+import (
+	"time"
+
+	"net/netip"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"pcpd/firewall"
+	"pcpd/internal/nft"
+	"pcpd/pcp"
+)
+
+// rules writes the rules for one configuration.
+type rules struct {
+	own, eif bool
+	mark     uint32
+	external string // the external interface
+	served   []netip.Prefix
+	pool     pool
+}
+
+// Registers. A key begins at regKey and takes up to five; what a map yields
+// begins at regValue. Marks and simple matches use register 0 alone, so a key
+// is loaded after them.
+const (
+	regKey   = 4
+	regValue = 12
+)
+
+// fixed returns the rules that do not depend on the external addresses.
+func (r *rules) fixed() map[string][]nft.Rule {
+	return map[string][]nft.Rule{
+		chainPrerouting:  {nft.R(nft.IPv4(), nft.Goto(chainDNAT))},
+		chainDNAT:        r.dnat(),
+		chainStray:       r.stray(),
+		chainForward:     r.forward(),
+		chainDraw:        r.draw(),
+		chainExhausted:   r.exhausted(),
+		chainPostrouting: r.postrouting(),
+		chainSNAT:        r.snat(),
+		chainOrdinary:    r.ordinary(),
+		chainLearnHook:   r.learnHook(),
+		chainLearn:       r.learn(),
+		// Of a packet from inside whose flow is marked: does its socket have
+		// a mapping?
+		firewall.ChainOutbound4: r.busy(),
+	}
+}
+
+// endpoint loads "address . protocol . port" of a packet's source or
+// destination.
+func endpoint(addr, port func(int) nft.Expr) []nft.Expr {
+	return []nft.Expr{addr(regKey), nft.L4Proto(regKey + 1), port(regKey + 2)}
+}
+
+func source() []nft.Expr      { return endpoint(nft.IPSaddr, nft.Sport) }
+func destination() []nft.Expr { return endpoint(nft.IPDaddr, nft.Dport) }
+
+// icmpID is the identifier of an echo request, which takes a port's place.
+func icmpID(reg int) nft.Expr { return nft.Payload(expr.PayloadBaseTransportHeader, 4, 2, reg) }
+
+// echo is "icmp type echo-request".
+func echo() []nft.Expr {
+	return append(nft.Protocol(uint8(pcp.ProtocolICMP)),
+		nft.Payload(expr.PayloadBaseTransportHeader, 0, 1, 0), nft.Eq(0, []byte{icmpEchoRequest}))
+}
+
+const icmpEchoRequest = 8
+
+// Bits of "ct status" and "ct state".
+const (
+	statusSNAT = 0x10
+	statusDNAT = 0x20
+	stateNew   = 0x8
+)
+
+func newFlow() []nft.Expr { return nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), stateNew) }
+
+func status() nft.Expr { return nft.Ct(expr.CtKeySTATUS, 0) }
+
+// natTo is "dnat ip to" or "snat ip to" what is at regValue.
+func natTo(kind expr.NATType, withPort bool) nft.Expr {
+	e := &expr.NAT{Type: kind, Family: unix.NFPROTO_IPV4, RegAddrMin: nft.Reg(regValue)}
+	if withPort {
+		e.RegProtoMin = nft.Reg(regValue + 1)
+	}
+	return nft.E(e)
+}
+
+// mapped sends a flow to what a map has for its key, and marks it.
+func (r *rules) mapped(key []nft.Expr, in string, mark []nft.Expr, to nft.Expr) nft.Rule {
+	return nft.R(key, nft.LookupMap(in, regKey, regValue), mark, to)
+}
+
+// dnat sends what comes to an external endpoint on to its owner. No rule
+// names an interface, so that an internal host reaches it as well (hairpin,
+// RFC 4787, REQ-9). A PEER's peer comes first: it may share the endpoint.
+func (r *rules) dnat() []nft.Rule {
+	mark := append(nft.OrMetaMark(r.mark), nft.OrCtMark(r.mark)...)
+	dnat := natTo(expr.NATTypeDestNAT, true)
+	list := []nft.Rule{
+		r.mapped(append(destination(), nft.IPSaddr(regKey+3), nft.Sport(regKey+4)), mapPeerIn, mark, dnat),
+		r.mapped(destination(), mapDNAT, mark, dnat),
+		r.mapped([]nft.Expr{nft.IPDaddr(regKey), nft.L4Proto(regKey + 1)}, mapDNATAll, mark,
+			natTo(expr.NATTypeDestNAT, false)),
+	}
+	if r.eif {
+		list = append(list, r.mapped(destination(), mapEIF, mark, dnat))
+	}
+	return list
+}
+
+// stray notes the ports that strangers sent to and no mapping took:
+// conntrack then has entries that would hide a new mapping from them. Only
+// for such a port need AddMapping look for entries to delete.
+func (r *rules) stray() []nft.Rule {
+	list := r.used()
+	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
+		list = append(list, nft.R(nft.IifName(r.external), nft.IPv4(), nft.Protocol(uint8(p)), newFlow(),
+			nft.NoBit(status(), statusDNAT),
+			nft.L4Proto(regKey), nft.Dport(regKey+1), nft.DynUpdate(setStray, regKey, strayTimeout)))
+	}
+	return list
+}
+
+// used notes the mapped sockets to which somebody opened a flow, so that the
+// end of a mapping that never had one looks for none.
+func (r *rules) used() []nft.Rule {
+	opened := append(append(nft.IPv4(), newFlow()...), r.turnedBack()...)
+	whole := []nft.Expr{nft.IPDaddr(regKey), nft.L4Proto(regKey + 1)}
+	return []nft.Rule{
+		nft.R(opened, destination(), nft.LookupMap(mapSNAT, regKey, regValue), nft.DynAdd(firewall.SetUsed4, regKey, 0)),
+		nft.R(opened, whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(), nft.DynAdd(firewall.SetUsed4, regKey, 0)),
+	}
+}
+
+// noPort completes the key of a protocol without ports.
+func noPort() nft.Expr { return nft.Immediate(regKey+2, []byte{0, 0, 0, 0}) }
+
+// busy notes that a mapped socket sent something (RFC 6887, Section 15).
+func (r *rules) busy() []nft.Rule {
+	whole := []nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}
+	return []nft.Rule{
+		nft.R(source(), nft.LookupMap(mapSNAT, regKey, regValue), nft.Jump(firewall.ChainBusy4)),
+		nft.R(whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(),
+			nft.DynUpdate(firewall.SetBusy4, regKey, firewall.IdleUDP)),
+	}
+}
+
+// forward finds the new flows of served hosts that need a port: those that
+// leave by the external interface, and those that a mapping turned back to
+// the inside, which must not show their internal address (RFC 4787, REQ-9).
+// The port is drawn here and not where it is used since this hook can refuse
+// a packet with an ICMP error (RFC 6888, REQ-11).
+func (r *rules) forward() []nft.Rule {
+	outside := chainConflict
+	if r.own {
+		outside = chainDraw
+	}
+	var list []nft.Rule
+	for _, p := range r.served {
+		fresh := append(newFlow(), nft.NoBit(status(), statusSNAT)...)
+		list = append(list,
+			nft.R(nft.IPv4(), nft.OifName(r.external), fresh, from(p), nft.Goto(outside)),
+			nft.R(nft.IPv4(), fresh, r.turnedBack(), from(p), nft.Goto(chainDraw)))
+	}
+	return list
+}
+
+// turnedBack matches the first packet of a flow that dnat sent to a served
+// host.
+func (r *rules) turnedBack() []nft.Expr {
+	return append(nft.AnyBit(status(), statusDNAT), nft.HasBit(nft.Meta(expr.MetaKeyMARK, 0), r.mark)...)
+}
+
+// from matches a source address in a prefix.
+func from(p netip.Prefix) []nft.Expr {
+	if p.Bits() == 0 {
+		return nil
+	}
+	mask := ^uint32(0) << (32 - p.Bits())
+	m := []byte{byte(mask >> 24), byte(mask >> 16), byte(mask >> 8), byte(mask)}
+	return []nft.Expr{nft.IPSaddr(0), nft.And(0, m), nft.Eq(0, addrValue(p.Masked().Addr()))}
+}
+
+// draw gives a new socket an external port. One that has a port keeps it,
+// whatever the remote peer: mapping is endpoint-independent (RFC 4787, REQ-1).
+func (r *rules) draw() []nft.Rule {
+	has := func(key []nft.Expr, in string) nft.Rule {
+		return nft.R(key, nft.LookupMap(in, regKey, regValue), nft.Return())
+	}
+	list := []nft.Rule{
+		has(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut),
+		has(source(), mapSNAT),
+		has([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll),
+	}
+	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
+		list = append(list,
+			has(append(nft.Protocol(uint8(p)), source()...), mapEIM),
+			nft.R(nft.Protocol(uint8(p)), nft.Goto(poolPort)))
+	}
+	return append(list,
+		has(append(echo(), endpoint(nft.IPSaddr, icmpID)...), mapEIM),
+		nft.R(echo(), nft.Goto(poolID)))
+}
+
+// exhausted refuses a socket for which there is no port: existing mappings
+// are not evicted (RFC 6888, REQ-11).
+func (r *rules) exhausted() []nft.Rule {
+	return []nft.Rule{nft.R(nft.IPv4(), nft.Counter(), nft.E(&expr.Reject{
+		Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpHostUnreachable}))}
+}
+
+const icmpHostUnreachable = 1
+
+// postrouting translates the sources of what forward found.
+func (r *rules) postrouting() []nft.Rule {
+	return []nft.Rule{
+		nft.R(nft.IPv4(), nft.OifName(r.external), nft.Goto(chainSNAT)),
+		nft.R(nft.IPv4(), r.turnedBack(), nft.Goto(chainSNAT)),
+	}
+}
+
+// snat lets a mapped socket leave as its mapping.
+func (r *rules) snat() []nft.Rule {
+	mark := nft.OrCtMark(r.mark)
+	snat := natTo(expr.NATTypeSourceNAT, true)
+	// A flow's first packet is marked only here, so it is counted here.
+	list := append(r.busy(),
+		r.mapped(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut, mark, snat),
+		r.mapped(source(), mapSNAT, mark, snat),
+		r.mapped([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll, mark,
+			natTo(expr.NATTypeSourceNAT, false)))
+	for _, p := range r.served {
+		if r.own {
+			list = append(list, nft.R(from(p), nft.Goto(chainOrdinary)))
+			continue
+		}
+		list = append(list,
+			nft.R(nft.OifName(r.external), from(p), nft.Goto(chainClash)),
+			nft.R(from(p), nft.Goto(chainOrdinary)))
+	}
+	return list
+}
+
+// ordinary translates a flow to what draw found for it.
+func (r *rules) ordinary() []nft.Rule {
+	snat := natTo(expr.NATTypeSourceNAT, true)
+	var list []nft.Rule
+	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
+		list = append(list,
+			r.mapped(append(nft.Protocol(uint8(p)), source()...), mapEIM, nil, snat),
+			// It would leave with its internal address.
+			nft.R(nft.Protocol(uint8(p)), nft.Counter(), nft.Drop()))
+	}
+	return append(list,
+		r.mapped(append(echo(), endpoint(nft.IPSaddr, icmpID)...), mapEIM, nil, snat),
+		nft.R(nft.Goto(poolAddr)))
+}
+
+// learnHook finds the packets that sockets sent by a translation of the
+// source, ours or another firewall's.
+func (r *rules) learnHook() []nft.Rule {
+	sent := append([]nft.Expr{nft.Ct(expr.CtKeyDIRECTION, 0), nft.Eq(0, []byte{nft.DirOriginal})},
+		nft.AnyBit(status(), statusSNAT)...)
+	return []nft.Rule{
+		nft.R(nft.IPv4(), nft.OifName(r.external), sent, nft.Goto(chainLearn)),
+		nft.R(nft.IPv4(), sent, nft.AnyBit(status(), statusDNAT),
+			nft.HasBit(nft.Ct(expr.CtKeyMARK, 0), r.mark), nft.Goto(chainLearn)),
+	}
+}
+
+// learn keeps the mapping of an ordinary socket alive by what it sends, and
+// notes one that is not known: another firewall's, or ours from before the
+// table was made anew.
+func (r *rules) learn() []nft.Rule {
+	const tcp, udp, icmp = pcp.ProtocolTCP, pcp.ProtocolUDP, pcp.ProtocolICMP
+	internal := []nft.Expr{nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regKey), nft.L4Proto(regKey + 1),
+		nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regKey+2)}
+	list := []nft.Rule{nft.R(internal, nft.LookupMap(mapSNAT, regKey, regValue), nft.Return())}
+	for _, p := range []pcp.Protocol{tcp, udp, icmp} {
+		// ICMP's identifier is the "source port" in both directions.
+		port := uint32(unix.NFT_CT_PROTO_DST)
+		if p == icmp {
+			port = unix.NFT_CT_PROTO_SRC
+		}
+		update := func(idle nft.Rule, timeout time.Duration) nft.Rule {
+			return nft.R(nft.Protocol(uint8(p)), idle.Exprs, internal,
+				nft.CtDir(nft.CtDstIP, nft.DirReply, 8), nft.CtDir(port, nft.DirReply, 9),
+				nft.DynUpdateMap(mapEIM, regKey, 8, timeout),
+				nft.CtDir(nft.CtDstIP, nft.DirReply, 0), nft.L4Proto(1), nft.CtDir(port, nft.DirReply, 2),
+				nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regValue), nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regValue+1),
+				nft.DynUpdateMap(mapEIF, 0, regValue, timeout),
+				nft.DynUpdate(setTaken, 0, timeout), nft.Return())
+		}
+		if p == tcp {
+			list = append(list, update(nft.R(established()), establishedTimeout))
+		}
+		list = append(list, update(nft.Rule{}, implicitTimeout))
+	}
+	return list
+}
+
+// established matches TCP connections that conntrack expects to be idle for
+// long: it gives those that open or close minutes only.
+func established() []nft.Expr {
+	return []nft.Expr{
+		nft.Ct(expr.CtKeyEXPIRATION, 0),
+		nft.E(&expr.Byteorder{SourceRegister: nft.Reg(0), DestRegister: nft.Reg(0), Op: expr.ByteorderHton, Len: 4, Size: 4}),
+		nft.E(&expr.Cmp{Op: expr.CmpOpGt, Register: nft.Reg(0), Data: []byte{0, 0x09, 0x27, 0xc0}}), // 600,000 ms
+	}
+}
