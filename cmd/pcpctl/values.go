@@ -93,12 +93,17 @@ func parseAddrPort(s string) (netip.AddrPort, error) {
 
 // parseServer reads an address, or an address with a port other than 5351.
 func parseServer(s string) (pcpclient.Server, error) {
-	server := pcpclient.Server{}
-	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
-		server = pcpclient.ServerAt(a.Unmap())
-	} else if ap, err := parseAddrPort(s); err == nil {
+	var server pcpclient.Server
+	bare := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		bare = s[1 : len(s)-1]
+	}
+	if ap, err := parseAddrPort(s); err == nil {
 		server = pcpclient.Server{ap}
-	} else {
+	} else if a, err := netip.ParseAddr(bare); err == nil {
+		server = pcpclient.ServerAt(a.Unmap())
+	}
+	if server == nil || strings.ContainsAny(server[0].Addr().Zone(), "[]") {
 		return nil, errors.New("want ADDR or ADDR:PORT, with an IPv6 address and port as [ADDR]:PORT")
 	}
 	if a := server[0].Addr(); a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "" {
@@ -112,7 +117,7 @@ func parseFilter(s string) (pcp.Filter, error) {
 	var f pcp.Filter
 	prefix, port, hasPort := strings.Cut(s, ",")
 	p, err := netip.ParsePrefix(prefix)
-	if a, aerr := netip.ParseAddr(prefix); aerr == nil {
+	if a, aerr := netip.ParseAddr(prefix); aerr == nil && a.Zone() == "" {
 		p, err = a.Prefix(a.BitLen())
 	}
 	if err != nil || p.Addr().Is4In6() {

@@ -405,6 +405,22 @@ func TestKeepReleasesInVain(t *testing.T) {
 	})
 }
 
+// What was refused needs no deletion, and a deletion may be refused.
+func TestKeepReleasesWhatIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keep(t, &server{result: pcp.ResultNotAuthorized}, pcpclient.KeepConfig{Release: true})
+		k.stop()
+		k.want("refused")
+		if n := len(k.server.requests()); n != 1 {
+			t.Errorf("%d requests, want no deletion of what was refused", n)
+		}
+		k = keep(t, &server{}, pcpclient.KeepConfig{Release: true})
+		k.server.set(func(s *server) { s.result = pcp.ResultNotAuthorized })
+		k.stop()
+		k.want("assigned refused")
+	})
+}
+
 func TestKeepReplacesFilters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := udp4500
