@@ -233,3 +233,31 @@ func TestPing(t *testing.T) {
 		t.Error("the ICMP flow is still there")
 	}
 }
+
+// The kernel's own selection is wrong for IPv6: it takes the other flows.
+func TestDeleteIPv6(t *testing.T) {
+	lab := nstest.NewLab(t)
+	c, err := ct.Dial(lab.Router.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	lab.Router.NFT("table inet track { chain f { type filter hook forward priority 0; ct state new accept; }; }")
+	here := netip.MustParseAddrPort("[" + nstest.InsideAddr6 + "]:4000")
+	there := netip.MustParseAddrPort("[" + nstest.Inside2Addr6 + "]:4000")
+	for host, to := range map[*nstest.NS]netip.AddrPort{lab.Inside: here, lab.Inside2: there} {
+		nstest.EchoUDP(t, host, to.String())
+		if _, ok := nstest.AskUDP(t, lab.Outside.DialUDP("", to.String()), "hello", 3*time.Second); !ok {
+			t.Fatalf("no answer from %v", to)
+		}
+	}
+	if err := c.Delete(ct.To(pcp.ProtocolUDP, here)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, c, ct.To(pcp.ProtocolUDP, here)); n != 0 {
+		t.Errorf("%d flows of the deleted mapping are left", n)
+	}
+	if n := count(t, c, ct.To(pcp.ProtocolUDP, there)); n != 1 {
+		t.Errorf("%d flows of the neighbour are left, want 1", n)
+	}
+}

@@ -85,7 +85,7 @@ func (c *Conn) Delete(m Match, keep ...pcp.Filter) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.filteredDelete && len(keep) == 0 {
+	if c.filteredDelete && len(keep) == 0 && m.is4() {
 		if err := c.deleteFiltered(m); err != nil {
 			return fmt.Errorf("ct: delete flows: %w", err)
 		}
@@ -99,7 +99,9 @@ func (c *Conn) Delete(m Match, keep ...pcp.Filter) error {
 		if permitted(f, keep) {
 			continue
 		}
-		err := c.flows.Delete(conntrack.Flow{TupleOrig: f.Orig.wire()})
+		// The library takes the family from both tuples; the kernel looks at
+		// the first.
+		err := c.flows.Delete(conntrack.Flow{TupleOrig: f.Orig.wire(), TupleReply: f.Reply.wire()})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("ct: delete %v flow from %v to %v: %w", f.Orig.Protocol, f.Orig.Src, f.Orig.Dst, err)
 		}
@@ -296,7 +298,12 @@ func (m Match) tuple(kind uint16, src, dst netip.AddrPort) (netfilter.Attribute,
 			attr = addr4
 		}
 		ip.Children = append(ip.Children, netfilter.Attribute{Type: attr, Data: a.Addr().AsSlice()})
-		flags |= addrFlag
+		// ctnetlink_filter_match_tuple has the comparison of IPv6 addresses
+		// the wrong way round (seen in 6.18): it selects the flows of all
+		// other addresses. So they are compared here, by Matches.
+		if a.Addr().Is4() {
+			flags |= addrFlag
+		}
 		if a.Port() == 0 || m.Protocol == pcp.ProtocolAll {
 			return
 		}
