@@ -74,6 +74,7 @@ type Server struct {
 	cache      map[cacheKey]Subscriber
 	scratch    []*entry
 	changes    []Change
+	unmoved    bool // mappings are still on external addresses that are lost
 	retrying   bool // a request is decided again: it was counted before
 }
 

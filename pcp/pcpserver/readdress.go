@@ -1,0 +1,220 @@
+package pcpserver
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"pcpd/pcp"
+)
+
+// Readdress is called after a device's external addresses have changed. The
+// mappings that have lost theirs get another, or wait until there is one, and
+// their clients are sent mapping updates. If there are any, or force is set,
+// the epoch starts anew (RFC 6887, Section 8.5) and restart announcements go
+// out.
+func (s *Server) Readdress(now time.Time, force bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire(now)
+	lost := s.lost()
+	force = force || slices.ContainsFunc(lost, func(e *entry) bool { return !e.suspended })
+	if s.moveAll(now, lost) || force {
+		s.resetEpoch(now)
+	}
+}
+
+// redress repeats what a device failed to do when Readdress was called.
+func (s *Server) redress(now time.Time) {
+	if s.unmoved && s.moveAll(now, s.lost()) {
+		s.resetEpoch(now)
+	}
+}
+
+// lost returns the mappings whose external address is not the device's,
+// inbound ones first.
+func (s *Server) lost() []*entry {
+	var in, out []*entry
+	for _, e := range s.table.byKey {
+		switch {
+		case e.svc.external == nil || !e.suspended && e.svc.external.External(e.m.External.Addr()):
+		case e.m.Kind == pcp.KindPeer:
+			out = append(out, e)
+		default:
+			in = append(in, e)
+		}
+	}
+	return append(in, out...)
+}
+
+// moveAll gives entries another external address. It reports whether any
+// mapping is no longer what it was.
+func (s *Server) moveAll(now time.Time, es []*entry) (changed bool) {
+	s.unmoved = false
+	for len(es) > 0 {
+		n := min(len(es), evictBatch)
+		todo := es[:n]
+		// A port may turn out to be somebody else's: the device then knows
+		// and chooses another.
+		for tries := 3; len(todo) > 0; tries-- {
+			var c bool
+			todo, c = s.moveSome(now, todo, tries == 1)
+			changed = changed || c
+		}
+		es = es[n:]
+	}
+	return changed
+}
+
+// move is an entry on its way to another external address.
+type move struct {
+	e   *entry
+	m   pcp.Mapping // what it is to be
+	err error
+}
+
+// moveSome moves entries in one transaction. It returns those to be tried
+// again because another has the port that they were to get, unless it is the
+// last try.
+func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry, changed bool) {
+	moves := make([]move, len(es))
+	at := make(map[*entry]*move, len(es))
+	for i, e := range es {
+		at[e] = &moves[i]
+		moves[i].e = e
+		moves[i].err = s.stageMove(now, &moves[i], at)
+	}
+	if err := s.commitOwn(now); err != nil {
+		s.unmoved = true
+		s.log.Error("mappings could not be moved to another external address, trying again", "count", len(es), "err", err)
+		return nil, false
+	}
+	var changes []Change
+	for i := range moves {
+		mv := &moves[i]
+		e := mv.e
+		if mv.err == errStays || s.refused[&e.m] != nil {
+			s.unmoved = true
+			continue
+		}
+		if err := s.refused[&mv.m]; err != nil {
+			mv.err = err
+		}
+		if errors.Is(mv.err, pcp.ErrConflict) && !last {
+			e.suspended = true
+			again = append(again, e)
+			continue
+		}
+		changed = s.moved(now, mv) || changed
+		ch := Change{Key: e.m.Key()}
+		if s.table.byKey[ch.Key] == e {
+			ch.Record = e.record()
+		}
+		changes = append(changes, ch)
+	}
+	if s.cfg.Store == nil || len(changes) == 0 {
+		return again, changed
+	}
+	if err := s.cfg.Store.Commit(changes); err != nil {
+		s.counters.storeErr.Add(1)
+		s.log.Error("moved mappings could not be stored", "err", err)
+	}
+	return again, changed
+}
+
+// errStays: the device would not let go of the mapping, so it cannot move.
+var errStays = errors.New("mapping cannot be moved")
+
+// errMovedAway ends a mapping whose client had asked for PREFER_FAILURE: it
+// wanted that external address or none (Section 14.2).
+var errMovedAway = pcp.NewError(pcp.ResultCannotProvideExternal, "external address is gone")
+
+func (s *Server) stageMove(now time.Time, mv *move, at map[*entry]*move) error {
+	e := mv.e
+	if !e.suspended {
+		if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteMoved); err != nil {
+			s.log.Warn("mapping on a lost address could not be removed, trying again", "internal", e.m.Internal, "err", err)
+			return errStays
+		}
+	}
+	if e.preferFailure {
+		return errMovedAway
+	}
+	mv.m = e.m
+	mv.m.External = s.destination(e, at)
+	mv.m.Lifetime = ceilSecond(e.expires.Sub(now))
+	err := s.readd(now, e, &mv.m)
+	if err != nil {
+		s.abort(&mv.m)
+	}
+	return err
+}
+
+// destination is where e is to go: to where another mapping of its internal
+// socket is already, or to the same port of any address.
+func (s *Server) destination(e *entry, at map[*entry]*move) netip.AddrPort {
+	to := netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+	look := func(o *entry) bool {
+		switch mv := at[o]; {
+		case o == nil || o == e:
+			return false
+		case mv != nil && mv.err == nil && mv.m.External.IsValid():
+			to = mv.m.External
+		case mv == nil && !o.suspended && e.svc.external.External(o.m.External.Addr()):
+			to = o.m.External
+		default:
+			return false
+		}
+		return true
+	}
+	if look(s.table.inbound(e.socket())) {
+		return to
+	}
+	for o := s.table.peers[e.socket()]; o != nil && !look(o); o = o.sibling {
+	}
+	return to
+}
+
+func (s *Server) readd(now time.Time, e *entry, m *pcp.Mapping) error {
+	if m.Kind == pcp.KindPeer {
+		_, err := e.svc.dynamic.AddDynamic(now, m, 0)
+		return err
+	}
+	filters := m.Filters
+	m.Filters = nil
+	var flags pcp.AddFlags
+	if len(filters) > 0 {
+		flags |= pcp.AddLocked
+	}
+	if _, err := e.svc.Device.AddMapping(now, m, flags); err != nil {
+		return err
+	}
+	if len(filters) == 0 {
+		return nil
+	}
+	err := e.svc.filterer.Filter(now, m, pcp.FilterUnlock, filters)
+	m.Filters = filters
+	return err
+}
+
+// moved records what became of an entry and tells its client. It reports
+// whether that is news.
+func (s *Server) moved(now time.Time, mv *move) bool {
+	e := mv.e
+	if mv.err == nil {
+		e.m, e.suspended = mv.m, false
+		s.event(EventMoved, e, now)
+		s.queueUpdate(now, e)
+		return true
+	}
+	news := !e.suspended
+	e.suspended = true
+	if pe := resultOf(mv.err); pe.Result != pcp.ResultNetworkFailure {
+		s.queueError(now, e, pe.Result)
+		s.event(EventDeleted, e, now)
+		s.table.remove(e)
+		return true
+	}
+	return news
+}
