@@ -369,7 +369,7 @@ func (s *Server) finish(now time.Time, c *Context, err error) {
 		if !s.know(now, c) {
 			return
 		}
-		pe := resultOf(err)
+		pe := c.limit(resultOf(err))
 		s.count(CountResult, uint8(pe.Result))
 		c.Reply = pcp.AppendErrorResponse(c.Reply, c.Data, pe.Result, pe.ErrorLifetime(), s.epoch(now, c.sub.EpochStart))
 		if pe.Err != nil {
@@ -394,6 +394,25 @@ func (s *Server) finish(now time.Time, c *Context, err error) {
 func (s *Server) reply(c *Context, resp *pcp.Response) {
 	s.count(CountResult, uint8(pcp.ResultSuccess))
 	c.Reply = append(resp.AppendTo(c.Reply), c.echo...)
+}
+
+// limit keeps two result codes to the requests for which the RFC reserves them,
+// whatever a device or a policy answers with (Section 7.4).
+func (c *Context) limit(pe *pcp.Error) *pcp.Error {
+	r := &c.req
+	switch pe.Result {
+	case pcp.ResultCannotProvideExternal:
+		if r.Opcode == pcp.OpcodePeer || c.preferFailure || r.Protocol == pcp.ProtocolSCTP {
+			return pe
+		}
+	case pcp.ResultExcessiveRemotePeers:
+		if c.hasFilters() {
+			return pe
+		}
+	default:
+		return pe
+	}
+	return &pcp.Error{Result: pcp.ResultNoResources, Reason: pe.Reason, Err: pe}
 }
 
 // resultOf gives any error its answer: NO_RESOURCES is the RFC's catch-all.

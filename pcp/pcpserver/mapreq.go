@@ -213,7 +213,7 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 	status, err := c.svc.Device.AddMapping(now, &c.m, flags)
 	if err != nil {
 		s.abort(&c.m)
-		return limitResult(err, c.preferFailure || c.req.Protocol == pcp.ProtocolSCTP)
+		return err
 	}
 	if status == pcp.StatusStatic {
 		s.abort(&c.m)
@@ -262,15 +262,6 @@ func (c *Context) suggest() error {
 		c.m.External = want
 	}
 	return nil
-}
-
-// limitResult keeps CANNOT_PROVIDE_EXTERNAL to the cases for which the RFC
-// reserves it (Section 7.4).
-func limitResult(err error, allowed bool) error {
-	if pe := resultOf(err); pe.Result == pcp.ResultCannotProvideExternal && !allowed {
-		return &pcp.Error{Result: pcp.ResultNoResources, Reason: pe.Reason, Err: err}
-	}
-	return err
 }
 
 func (s *Server) checkQuota(c *Context) error {
