@@ -24,7 +24,7 @@ type client struct {
 // family, from is the client's own address.
 func newClient(t testing.TB, n *nstest.NS, from, server string) *client {
 	t.Helper()
-	c := &client{t: t, conn: n.DialUDP(hostport(from, 0), hostport(server, 5351)), addr: netip.MustParseAddr(from)}
+	c := &client{t: t, conn: n.For(t).DialUDP(hostport(from, 0), hostport(server, 5351)), addr: netip.MustParseAddr(from)}
 	rand.Read(c.nonce[:])
 	return c
 }

@@ -47,11 +47,11 @@ func TestFilter(t *testing.T) {
 		t.Run(family.name+" E-101 an established flow is cut by a filter against it", func(t *testing.T) {
 			serve(t, lab.Inside, "tcp", family.inside, 5002)
 			external := c.mapped("tcp", 5002).String()
-			good, err := lab.Outside.DialTCP("", external, patience)
+			good, err := lab.Outside.For(t).DialTCP("", external, patience)
 			if err != nil {
 				t.Fatal(err)
 			}
-			bad, err := lab.Outside2.DialTCP("", external, patience)
+			bad, err := lab.Outside2.For(t).DialTCP("", external, patience)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,7 +71,7 @@ func TestFilter(t *testing.T) {
 		})
 		t.Run(family.name+" B-33 the mapped host's own calls are answered", func(t *testing.T) {
 			c.mapped("udp", 5003, only)
-			conn := lab.Inside.ListenUDP(hostport(family.inside, 5003))
+			conn := lab.Inside.For(t).ListenUDP(hostport(family.inside, 5003))
 			to := serve(t, lab.Outside, "udp", family.outside, 0)
 			sameSocket(t, conn, to.String())
 		})

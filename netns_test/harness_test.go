@@ -30,19 +30,26 @@ const (
 	silence  = 250 * time.Millisecond // what should not happen, would have by then
 )
 
-func TestMain(m *testing.M) { nstest.Main(m, func() { os.RemoveAll(programsDir) }) }
+func TestMain(m *testing.M) {
+	// Without this a program built with the race detector takes a second to
+	// end.
+	os.Setenv("GORACE", "atexit_sleep_ms=0")
+	nstest.Main(m, func() { os.RemoveAll(programsDir) })
+}
 
 // programsDir is where the programs under test are, once they are needed.
 var programsDir string
 
-// buildPrograms builds pcpd and pcpctl, with the race detector, once.
+// buildPrograms builds pcpd and pcpctl once, with the race detector if the
+// tests have it.
 var buildPrograms = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "pcpd-netns")
 	if err != nil {
 		return "", err
 	}
 	programsDir = dir
-	cmd := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", dir+"/", "pcpd/cmd/pcpd", "pcpd/cmd/pcpctl")
+	args := append([]string{"build", "-buildvcs=false", "-o", dir + "/"}, buildFlags...)
+	cmd := exec.Command("go", append(args, "pcpd/cmd/pcpd", "pcpd/cmd/pcpctl")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
@@ -194,7 +201,7 @@ func call(t testing.TB, n *nstest.NS, protocol, local, remote string, within tim
 	if protocol == "tcp" {
 		text, ok = nstest.AskTCP(t, n, local, remote, within)
 	} else {
-		conn := n.DialUDP(local, remote)
+		conn := n.For(t).DialUDP(local, remote)
 		defer conn.Close()
 		text, ok = nstest.AskUDP(t, conn, "who am I?", within)
 	}

@@ -85,7 +85,7 @@ table ip foreign {
 	chain prerouting { type filter hook prerouting priority -150; ct mark set ct mark or 0x1; }
 	chain input { type filter hook input priority 0; ip saddr @s drop; }
 }
-table ip6 foreign { chain c { type filter hook input priority 10; counter; } }
+table ip6 foreign { chain c { type filter hook input priority 10; counter; }; }
 `)
 	foreign := func() string {
 		return lab.Router.Run("nft", "-s", "list", "table", "ip", "foreign") + lab.Router.Run("nft", "-s", "list", "table", "ip6", "foreign")
@@ -93,12 +93,12 @@ table ip6 foreign { chain c { type filter hook input priority 10; counter; } }
 	before := foreign()
 	// A connection of the router's own, and one from the LAN to the router.
 	to := serve(t, lab.Outside, "tcp", nstest.OutsideAddr, 0)
-	own, err := lab.Router.DialTCP("", to.String(), patience)
+	own, err := lab.Router.For(t).DialTCP("", to.String(), patience)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := serve(t, lab.Router, "tcp", nstest.RouterLAN, 22)
-	admin, err := lab.Inside.DialTCP("", at.String(), patience)
+	admin, err := lab.Inside.For(t).DialTCP("", at.String(), patience)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,10 +35,10 @@ func TestRelatedICMP(t *testing.T) {
 	} {
 		t.Run(family.name, func(t *testing.T) {
 			external := newClient(t, lab.Inside, family.inside, family.router).mapped("udp", 5000)
-			if !refusedBy(t, lab.Outside.DialUDP("", external.String())) {
+			if !refusedBy(t, lab.Outside.For(t).DialUDP("", external.String())) {
 				t.Error("the outside is not told that the inside port is closed")
 			}
-			if !refusedBy(t, lab.Inside.DialUDP(hostport(family.inside, 5000), hostport(family.outside, 9))) {
+			if !refusedBy(t, lab.Inside.For(t).DialUDP(hostport(family.inside, 5000), hostport(family.outside, 9))) {
 				t.Error("the inside is not told that the outside port is closed")
 			}
 		})
@@ -50,7 +50,7 @@ func rawIP(t testing.TB, n *nstest.NS, network, addr string) net.PacketConn {
 	t.Helper()
 	var conn net.PacketConn
 	var err error
-	n.Do(func() { conn, err = net.ListenPacket(network, addr) })
+	n.For(t).Do(func() { conn, err = net.ListenPacket(network, addr) })
 	if err != nil {
 		t.Fatal(err)
 	}

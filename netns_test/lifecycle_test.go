@@ -33,7 +33,7 @@ func TestRestart(t *testing.T) {
 			at6 := c6.mapped("udp", 5000).String()
 			filtered := c.mapped("udp", 5001, filter(nstest.OutsideAddr+"/32", 0)).String()
 			serve(t, lab.Inside, "udp", nstest.InsideAddr, 5001)
-			conn, err := lab.Outside.DialTCP("", external, patience)
+			conn, err := lab.Outside.For(t).DialTCP("", external, patience)
 			if err != nil {
 				t.Fatal(err)
 			}

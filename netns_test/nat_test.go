@@ -18,13 +18,14 @@ func TestNAT444Map(t *testing.T) {
 	startDaemon(t, lab)
 	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
 
-	for _, protocol := range []string{"udp", "tcp"} {
+	for i, protocol := range []string{"udp", "tcp"} {
+		base := uint16(5000 + 100*i)
 		t.Run(protocol+" strangers reach a mapping, and only that", func(t *testing.T) {
-			serve(t, lab.Inside, protocol, nstest.InsideAddr, 5000)
-			serve(t, lab.Inside, protocol, nstest.InsideAddr, 5001)
-			notReached(t, lab.Outside, protocol, "", hostport(nstest.RouterWAN, 5000))
+			serve(t, lab.Inside, protocol, nstest.InsideAddr, base)
+			serve(t, lab.Inside, protocol, nstest.InsideAddr, base+1)
+			notReached(t, lab.Outside, protocol, "", hostport(nstest.RouterWAN, base))
 
-			external := c.mapped(protocol, 5000)
+			external := c.mapped(protocol, base)
 			if external.Addr().String() != nstest.RouterWAN || external.Port() == 0 {
 				t.Fatalf("assigned %v, want a port of %s", external, nstest.RouterWAN)
 			}
@@ -33,32 +34,32 @@ func TestNAT444Map(t *testing.T) {
 			}
 			reached(t, lab.Outside2, protocol, "", external.String())
 			other := map[string]string{"udp": "tcp", "tcp": "udp"}[protocol]
-			serve(t, lab.Inside, other, nstest.InsideAddr, 5000)
+			serve(t, lab.Inside, other, nstest.InsideAddr, base)
 			notReached(t, lab.Outside, other, "", external.String()) // B-4
 		})
 		t.Run(protocol+" E-102 a mapped socket leaves as its mapping", func(t *testing.T) {
-			external := c.mapped(protocol, 5002)
+			external := c.mapped(protocol, base+2)
 			one := serve(t, lab.Outside, protocol, nstest.OutsideAddr, 0)
 			two := serve(t, lab.Outside2, protocol, nstest.Outside2Addr, 0)
 			for _, to := range []netip.AddrPort{one, two} {
-				if seen := reached(t, lab.Inside, protocol, hostport(nstest.InsideAddr, 5002), to.String()); seen != external {
+				if seen := reached(t, lab.Inside, protocol, hostport(nstest.InsideAddr, base+2), to.String()); seen != external {
 					t.Errorf("%v saw %v, want %v", to, seen, external)
 				}
 			}
 		})
 		t.Run(protocol+" E-104 hairpin shows the caller's external address", func(t *testing.T) {
-			serve(t, lab.Inside, protocol, nstest.InsideAddr, 5003)
-			external := c.mapped(protocol, 5003)
+			serve(t, lab.Inside, protocol, nstest.InsideAddr, base+3)
+			external := c.mapped(protocol, base+3)
 			seen := reached(t, lab.Inside2, protocol, "", external.String())
 			if seen.Addr().String() != nstest.RouterWAN {
 				t.Errorf("the mapped host saw %v, want %s", seen, nstest.RouterWAN)
 			}
 		})
 		t.Run(protocol+" E-100 an earlier probe does not hide a new mapping", func(t *testing.T) {
-			external := hostport(nstest.RouterWAN, 15004)
+			external := hostport(nstest.RouterWAN, 10000+base)
 			notReached(t, lab.Outside, protocol, hostport(nstest.OutsideAddr, 15004), external)
-			serve(t, lab.Inside, protocol, nstest.InsideAddr, 5004)
-			c.grant(suggest(mapRequest(protocolNumber(protocol), 5004), external), preferFailure)
+			serve(t, lab.Inside, protocol, nstest.InsideAddr, base+4)
+			c.grant(suggest(mapRequest(protocolNumber(protocol), base+4), external), preferFailure)
 			reached(t, lab.Outside, protocol, hostport(nstest.OutsideAddr, 15004), external)
 		})
 	}
@@ -140,7 +141,7 @@ func TestNAT444Delete(t *testing.T) {
 	t.Run("an administrator's delete cuts the flows", func(t *testing.T) {
 		serve(t, lab.Inside, "tcp", nstest.InsideAddr, 5004)
 		external := c.mapped("tcp", 5004)
-		conn, err := lab.Outside.DialTCP("", external.String(), patience)
+		conn, err := lab.Outside.For(t).DialTCP("", external.String(), patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,21 +171,21 @@ func TestNAT444OrdinaryFlows(t *testing.T) {
 	two := serve(t, lab.Outside2, "udp", nstest.Outside2Addr, 0).String()
 
 	t.Run("E-1 one socket has one external port for all peers", func(t *testing.T) {
-		conn := lab.Inside.ListenUDP(hostport(nstest.InsideAddr, 6000))
+		conn := lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 6000))
 		first, second := sameSocket(t, conn, one), sameSocket(t, conn, two)
 		if first != second || first.Addr().String() != nstest.RouterWAN {
 			t.Errorf("seen as %v and %v, want the same port of %s", first, second, nstest.RouterWAN)
 		}
 	})
 	t.Run("E-3 two hosts never share an external port", func(t *testing.T) {
-		first := sameSocket(t, lab.Inside.ListenUDP(hostport(nstest.InsideAddr, 6001)), one)
-		second := sameSocket(t, lab.Inside2.ListenUDP(hostport(nstest.Inside2Addr, 6001)), two)
+		first := sameSocket(t, lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 6001)), one)
+		second := sameSocket(t, lab.Inside2.For(t).ListenUDP(hostport(nstest.Inside2Addr, 6001)), two)
 		if first == second {
 			t.Errorf("both are %v", first)
 		}
 	})
 	t.Run("E-9 a third host reaches a socket that has spoken", func(t *testing.T) {
-		conn := lab.Inside.ListenUDP(hostport(nstest.InsideAddr, 6002))
+		conn := lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 6002))
 		external := sameSocket(t, conn, one)
 		go nstest.ServeEchoUDP(conn)
 		reached(t, lab.Outside2, "udp", "", external.String())
@@ -196,13 +197,13 @@ func TestNAT444OrdinaryFlows(t *testing.T) {
 		}
 	})
 	t.Run("B-17c MAP keeps the port that the socket already has", func(t *testing.T) {
-		external := sameSocket(t, lab.Inside.ListenUDP(hostport(nstest.InsideAddr, 6003)), one)
+		external := sameSocket(t, lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 6003)), one)
 		if got := c.mapped("udp", 6003); got != external {
 			t.Errorf("assigned %v, the socket was seen as %v", got, external)
 		}
 	})
 	t.Run("B-18 MAP leaves alone what another socket has", func(t *testing.T) {
-		taken := sameSocket(t, lab.Inside2.ListenUDP(hostport(nstest.Inside2Addr, 6004)), one)
+		taken := sameSocket(t, lab.Inside2.For(t).ListenUDP(hostport(nstest.Inside2Addr, 6004)), one)
 		r := suggest(mapRequest(pcp.ProtocolUDP, 6004), taken.String())
 		c.refuse(pcp.ResultCannotProvideExternal, r, preferFailure)
 		if got := c.grant(r).External; got == taken {
@@ -216,7 +217,7 @@ func TestNAT444OrdinaryFlows(t *testing.T) {
 			mapped[c.grant(r, preferFailure).External] = true
 		}
 		for port := uint16(7000); port < 7010; port++ {
-			conn := lab.Inside2.ListenUDP(hostport(nstest.Inside2Addr, port))
+			conn := lab.Inside2.For(t).ListenUDP(hostport(nstest.Inside2Addr, port))
 			if seen := sameSocket(t, conn, one); mapped[seen] {
 				t.Errorf("the flow from port %d left as %v, which is mapped", port, seen)
 			}

@@ -44,7 +44,7 @@ func TestNAT444Peer(t *testing.T) {
 	}
 	remote := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 0).String()
 	t.Run("B-41c an implicit flow is reported as it is", func(t *testing.T) {
-		seen := sameSocket(t, lab.Inside.ListenUDP(hostport(nstest.InsideAddr, 5003)), remote)
+		seen := sameSocket(t, lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 5003)), remote)
 		if answer := c.grant(peerRequest(pcp.ProtocolUDP, 5003, remote)); answer.External != seen {
 			t.Errorf("reported as %v, seen as %v", answer.External, seen)
 		}
@@ -56,7 +56,7 @@ func TestNAT444Peer(t *testing.T) {
 		}
 	})
 	t.Run("the mapping outlives the kernel's memory of the flow", func(t *testing.T) {
-		conn := lab.Inside.ListenUDP(hostport(nstest.InsideAddr, 5005))
+		conn := lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 5005))
 		assigned := c.grant(peerRequest(pcp.ProtocolUDP, 5005, remote)).External
 		first := sameSocket(t, conn, remote)
 		lab.Router.Run("conntrack", "-D", "-p", "udp", "--orig-src", nstest.InsideAddr, "--sport", "5005")

@@ -53,7 +53,7 @@ func TestServer(t *testing.T) {
 			{nstest.InsideAddr, nstest.RouterLAN}, {nstest.InsidePublic, nstest.RouterPublic},
 			{nstest.InsideAddr6, nstest.RouterLAN6}, {own + "%" + index, linkLocal + "%" + index},
 		} {
-			conn := lab.Inside.ListenUDP(hostport(at.from, 0))
+			conn := lab.Inside.For(t).ListenUDP(hostport(at.from, 0))
 			server := netip.MustParseAddrPort(hostport(at.server, 5351))
 			r := pcp.Request{Opcode: pcp.OpcodeAnnounce, Client: netip.MustParseAddr(at.from).WithZone("")}
 			if _, err := conn.WriteToUDPAddrPort(r.AppendTo(nil), server); err != nil {

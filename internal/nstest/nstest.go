@@ -61,6 +61,10 @@ func New(t testing.TB, label string) *NS {
 	return n
 }
 
+// For returns the same host for a subtest: what is opened or started by it
+// ends with t, and t is what fails.
+func (n *NS) For(t testing.TB) *NS { return &NS{Name: n.Name, t: t} }
+
 // create runs `ip netns add`, one process at a time: the first one mounts
 // the directory on itself, and two at once would do it twice.
 func (n *NS) create() {
@@ -81,6 +85,7 @@ func (n *NS) create() {
 // Pair lays a cable (veth) between two hosts and sets both ends up.
 func Pair(t testing.TB, a *NS, aName string, b *NS, bName string) {
 	t.Helper()
+	a, b = a.For(t), b.For(t)
 	a.IP(fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.Name),
 		"link set "+aName+" up")
 	b.IP("link set " + bName + " up")

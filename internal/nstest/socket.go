@@ -6,8 +6,11 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ListenUDP opens a UDP socket inside the namespace, bound to addr
@@ -68,6 +71,7 @@ func (n *NS) DialTCP(local, remote string, timeout time.Duration) (net.Conn, err
 	dialer := net.Dialer{Timeout: timeout}
 	if local != "" {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(local))
+		dialer.Control = reuse // an earlier connection of this port may linger
 	}
 	var conn net.Conn
 	var err error
@@ -77,6 +81,15 @@ func (n *NS) DialTCP(local, remote string, timeout time.Duration) (net.Conn, err
 	}
 	n.t.Cleanup(func() { conn.Close() })
 	return conn, nil
+}
+
+func reuse(_, _ string, c syscall.RawConn) (err error) {
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}); e != nil {
+		return e
+	}
+	return err
 }
 
 func network(kind string, addr netip.AddrPort) string {
@@ -91,7 +104,7 @@ func network(kind string, addr netip.AddrPort) string {
 // returns the address it listens on.
 func EchoUDP(t testing.TB, n *NS, addr string) netip.AddrPort {
 	t.Helper()
-	conn := n.ListenUDP(addr)
+	conn := n.For(t).ListenUDP(addr)
 	go ServeEchoUDP(conn)
 	return AddrPort(conn.LocalAddr())
 }
@@ -117,7 +130,7 @@ func ServeEchoUDP(conn *net.UDPConn) {
 // it gets. It returns the address it listens on.
 func EchoTCP(t testing.TB, n *NS, addr string) netip.AddrPort {
 	t.Helper()
-	ln := n.ListenTCP(addr)
+	ln := n.For(t).ListenTCP(addr)
 	go func() {
 		for {
 			conn, err := ln.Accept()
@@ -166,7 +179,7 @@ func ReadUDPFrom(conn *net.UDPConn, timeout time.Duration) (payload string, from
 // that the server sees. ok is false if any of it failed in time.
 func AskTCP(t testing.TB, n *NS, local, remote string, timeout time.Duration) (seen string, ok bool) {
 	t.Helper()
-	conn, err := n.DialTCP(local, remote, timeout)
+	conn, err := n.For(t).DialTCP(local, remote, timeout)
 	if err != nil {
 		return "", false
 	}
