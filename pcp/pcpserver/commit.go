@@ -148,7 +148,7 @@ func (s *Server) apply(now time.Time, c *Context) {
 
 // touch notes where the mapping's last response goes and what it had.
 func (e *entry) touch(c *Context) {
-	e.client, e.local, e.ifindex = c.Remote, c.Local, c.IfIndex
+	e.client, e.local, e.ifindex, e.tag = c.Remote, c.Local, c.IfIndex, c.Tag
 	e.epochStart = c.sub.EpochStart
 	e.thirdParty = c.thirdParty
 	e.preferFailure = c.preferFailure

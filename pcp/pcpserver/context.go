@@ -19,6 +19,10 @@ type Packet struct {
 	Local netip.AddrPort
 	// IfIndex is the interface it came by; zero if not known.
 	IfIndex int
+	// Tag is the receiver's own note, for a Directory, an Accept function
+	// and a Sender: the VLAN, the tunnel or the layer 2 subscriber that it
+	// came from. Replies and updates have that of the request.
+	Tag uint64
 }
 
 // Context is the room in which one request is handled (libpcpd's pcpctx_t).

@@ -76,11 +76,23 @@ type Server struct {
 	changes    []Change
 	unmoved    bool // mappings are still on external addresses that are lost
 	retrying   bool // a request is decided again: it was counted before
+	closed     bool
 }
 
-// New checks cfg and makes a server. now is the present moment; all later
-// calls must use the same clock, which must not step.
+// New checks cfg, makes a server and registers it with its devices (libpcpd's
+// pcpd_lib_init). now is the present moment; all later calls must use the same
+// clock, which must not step. The error wraps ErrInvalid and names everything
+// that is wrong.
 func New(cfg Config, now time.Time) (*Server, error) {
+	s, err := newServer(cfg, now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	s.register()
+	return s, nil
+}
+
+func newServer(cfg Config, now time.Time) (*Server, error) {
 	if cfg.MinLifetime == 0 {
 		cfg.MinLifetime = 120 * time.Second
 	}
@@ -144,6 +156,9 @@ func (s *Server) Handle(now time.Time, cs []*Context) {
 // nothing to commit.
 func (s *Server) begin(now time.Time, c *Context) {
 	c.reset()
+	if s.closed {
+		return
+	}
 	c.life = 2
 	err := s.receive(now, c)
 	if err == nil && c.op != opNone {

@@ -100,7 +100,7 @@ func (s *Server) read(clock func() time.Time, conn PacketConn) error {
 		replies = replies[:0]
 		for _, c := range cs[:n] {
 			if len(c.Reply) > 0 {
-				replies = append(replies, Packet{Data: c.Reply, Remote: c.Remote, Local: c.Local, IfIndex: c.IfIndex})
+				replies = append(replies, Packet{Data: c.Reply, Remote: c.Remote, Local: c.Local, IfIndex: c.IfIndex, Tag: c.Tag})
 			}
 		}
 		s.send(conn, replies)

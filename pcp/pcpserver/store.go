@@ -18,6 +18,7 @@ type Record struct {
 	// Where mapping updates go.
 	Client, Local netip.AddrPort
 	IfIndex       int
+	Tag           uint64
 	ThirdParty    bool
 	PreferFailure bool
 }
@@ -41,7 +42,7 @@ type Store interface {
 func (e *entry) record() *Record {
 	return &Record{
 		Mapping: e.m, Type: e.svc.Type, Expires: e.expires, Subscriber: e.sub.id,
-		Client: e.client, Local: e.local, IfIndex: e.ifindex,
+		Client: e.client, Local: e.local, IfIndex: e.ifindex, Tag: e.tag,
 		ThirdParty: e.thirdParty, PreferFailure: e.preferFailure,
 	}
 }
@@ -86,7 +87,7 @@ func (s *Server) persist(now time.Time, batch []*Context) {
 func (c *Context) record(now time.Time) *Record {
 	r := &Record{
 		Mapping: c.m, Type: c.e.svc.Type, Expires: now.Add(c.m.Lifetime), Subscriber: c.e.sub.id,
-		Client: c.Remote, Local: c.Local, IfIndex: c.IfIndex,
+		Client: c.Remote, Local: c.Local, IfIndex: c.IfIndex, Tag: c.Tag,
 		ThirdParty: c.thirdParty, PreferFailure: c.preferFailure,
 	}
 	if c.m.Kind == pcp.KindMap {
@@ -182,7 +183,7 @@ func (s *Server) restoreSome(now time.Time, records []Record) (restored, lost in
 			continue
 		}
 		e := &entry{m: r.Mapping, svc: svc, expires: r.Expires, client: r.Client, local: r.Local,
-			ifindex: r.IfIndex, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure}
+			ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure}
 		e.m.Lifetime = ceilSecond(r.Expires.Sub(now))
 		if err := svc.restore(now, e); err != nil {
 			s.abort(&e.m)

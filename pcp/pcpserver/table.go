@@ -18,6 +18,7 @@ type entry struct {
 	client     netip.AddrPort
 	local      netip.AddrPort
 	ifindex    int
+	tag        uint64
 	epochStart time.Time // of the client's subscriber; zero for the server's
 	// What the last request asked for, repeated in mapping updates.
 	thirdParty    bool

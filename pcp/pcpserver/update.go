@@ -29,9 +29,11 @@ type notice struct {
 	gap   time.Duration
 	left  int
 	index int // in the heap
-	// Exactly one of the two.
+	// Exactly one of the three. build returns nil if the message has become
+	// pointless.
 	announce *Endpoint
 	update   *unsolicited
+	build    func(now time.Time) *Packet
 }
 
 // unsolicited is a mapping update for one client.
@@ -149,7 +151,7 @@ func (s *Server) queueUnsolicited(now time.Time, e *entry, r pcp.ResultCode) {
 		return
 	}
 	u := &unsolicited{e: e, seq: e.seq, result: r, info: e.info(now),
-		to: Packet{Remote: e.client, Local: e.local, IfIndex: e.ifindex}}
+		to: e.destination()}
 	if n := e.notice; n != nil {
 		n.at, n.gap, n.left, n.update = now, firstGap, updateRepeats, u
 		heap.Fix(&s.outbox, n.index)
@@ -215,6 +217,9 @@ func (s *Server) message(now time.Time, n *notice) *Packet {
 		}
 		return &Packet{Data: resp.AppendTo(nil), Remote: to,
 			Local: netip.AddrPortFrom(ep.Local, pcp.ServerPort), IfIndex: ep.IfIndex}
+	}
+	if n.build != nil {
+		return n.build(now)
 	}
 	u := n.update
 	if u.e.seq != u.seq {
