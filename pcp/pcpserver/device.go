@@ -17,8 +17,8 @@ import (
 // client gets; any other is NO_RESOURCES.
 type Mapper interface {
 	// AddMapping creates m if it does not exist and renews it if it does.
-	// m.External is the suggestion; the device writes its assignment there
-	// and may change m.Lifetime. It returns pcp.StatusNew for a mapping
+	// m.External is the suggestion; the device writes its assignment there,
+	// never UDP port 5350 or 5351, and may change m.Lifetime. It returns pcp.StatusNew for a mapping
 	// that it made and pcp.StatusStatic for one that is not PCP's.
 	AddMapping(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (pcp.Status, error)
 	// DeleteMapping removes m, of either kind. Removing what is not there is

@@ -234,34 +234,42 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 	return nil
 }
 
-// suggest puts into c.m.External what the device should try. A suggestion of
-// another family is no hint at all; a firewall's mapping is the identity.
+// suggest puts into c.m.External what the device should try. An address of
+// another family is no hint at all; a firewall's mapping is the identity. UDP
+// ports 5350 and 5351 are PCP's own and never anybody's outside (Section 11.3).
 func (c *Context) suggest() error {
-	want := c.req.SuggestedExternal
+	a, port := c.req.SuggestedExternal.Addr(), c.req.SuggestedExternal.Port()
+	exact := c.preferFailure || c.req.Opcode == pcp.OpcodePeer
+	if is4 := c.svc.Flags&FlagMapExt != 0; a.Is4() != is4 {
+		if c.preferFailure && !a.IsUnspecified() {
+			return pcp.NewError(pcp.ResultCannotProvideExternal, "suggested address is of the wrong family")
+		}
+		if a = netip.IPv6Unspecified(); is4 {
+			a = netip.IPv4Unspecified()
+		}
+	}
 	if c.svc.Flags&FlagFirewall != 0 {
-		if c.preferFailure && !suggests(want, c.m.Internal) {
+		switch {
+		case ownPort(c.req.Protocol, c.m.Internal.Port()):
+			return pcp.NewError(pcp.ResultNotAuthorized, "UDP ports 5350 and 5351 are not mapped")
+		case exact && !suggests(netip.AddrPortFrom(a, port), c.m.Internal):
 			return pcp.NewError(pcp.ResultCannotProvideExternal, "a firewall's external address and port are the internal ones")
 		}
 		c.m.External = c.m.Internal
 		return nil
 	}
-	any4, is4 := netip.IPv4Unspecified(), c.svc.Flags&FlagMapExt != 0
-	anyAddr := netip.IPv6Unspecified()
-	if is4 {
-		anyAddr = any4
-	}
-	switch a := want.Addr(); {
-	case a.IsUnspecified():
-		c.m.External = netip.AddrPortFrom(anyAddr, want.Port())
-	case a.Is4() != is4:
-		if c.preferFailure {
-			return pcp.NewError(pcp.ResultCannotProvideExternal, "suggested address is of the wrong family")
+	if ownPort(c.req.Protocol, port) {
+		if exact {
+			return pcp.NewError(pcp.ResultCannotProvideExternal, "UDP ports 5350 and 5351 are not mapped")
 		}
-		c.m.External = netip.AddrPortFrom(anyAddr, want.Port())
-	default:
-		c.m.External = want
+		port = 0
 	}
+	c.m.External = netip.AddrPortFrom(a, port)
 	return nil
+}
+
+func ownPort(p pcp.Protocol, port uint16) bool {
+	return p == pcp.ProtocolUDP && (port == pcp.ServerPort || port == pcp.ClientPort)
 }
 
 func (s *Server) checkQuota(c *Context) error {
