@@ -196,8 +196,8 @@ func (t *tool) announce(ctx context.Context, fs *pflag.FlagSet, args []string) e
 // report prints results. err is nil if any of them is good.
 func (t *tool) report(a *asking, results []pcpclient.Result, err error) error {
 	for i := range results {
-		// What others did not grant is only worth a word if nobody did.
-		if results[i].Err != nil && err == nil && !a.json {
+		// Silence of one router is usual, if another does what is asked.
+		if errors.Is(results[i].Err, pcpclient.ErrNoAnswer) && err == nil && !a.json {
 			continue
 		}
 		t.say(a, "", &results[i])

@@ -103,7 +103,7 @@ func (t *tool) usage(w io.Writer) {
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-10s%s\n", c.name, c.summary)
 	}
-	fmt.Fprint(w, "\npcpctl COMMAND --help describes the flags. The exit code is 0 if it was\ndone, 1 if it was refused or failed, and 2 if the command line is wrong.\n")
+	fmt.Fprint(w, "\npcpctl COMMAND --help describes the flags. The exit code is 0 if it was\ndone, by one server at least, 1 if it was refused or failed, and 2 if the\ncommand line is wrong.\n")
 }
 
 func (t *tool) dispatch(ctx context.Context, c command, args []string) int {

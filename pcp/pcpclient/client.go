@@ -2,6 +2,7 @@ package pcpclient
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -143,13 +144,16 @@ func (c *Client) Announce(ctx context.Context, source netip.Addr) ([]Result, err
 	return c.askAll(ctx, &r, func() *call { return &call{opcode: pcp.OpcodeAnnounce, req: r} })
 }
 
+// errStraggler is why a server is given up that is slower than another.
+var errStraggler = errors.New("another server answered long ago")
+
 func (c *Client) askAll(ctx context.Context, r *Request, newCall func() *call) ([]Result, error) {
 	servers, err := c.serversFor(r)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	results := make([]Result, len(servers))
 	answered := make(chan bool, len(servers))
 	var wg sync.WaitGroup
@@ -161,7 +165,7 @@ func (c *Client) askAll(ctx context.Context, r *Request, newCall func() *call) (
 	}
 	for range servers {
 		if <-answered {
-			stragglers := time.AfterFunc(stragglerWait, cancel)
+			stragglers := time.AfterFunc(stragglerWait, func() { cancel(errStraggler) })
 			defer stragglers.Stop()
 			break
 		}

@@ -311,7 +311,7 @@ func (b *inbox) wait(ctx context.Context, timer <-chan time.Time, hard bool) (re
 		case <-timer:
 			return reply{}, errSilent
 		case <-ctx.Done():
-			return reply{}, ctx.Err()
+			return reply{}, context.Cause(ctx)
 		}
 	}
 }
