@@ -159,11 +159,15 @@ func (c *UDPConn) Send(p *Packet) error {
 	}
 	addr := net.UDPAddrFromAddrPort(dst)
 	var oob []byte
-	needIf := dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast()
+	// A link-local source needs its interface too: hosts ask the link-local
+	// address of their default router from a global one.
+	needIf := dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast() || p.Local.Addr().IsLinkLocalUnicast()
 	if c.v6 != nil {
 		cm := ipv6.ControlMessage{Src: p.Local.Addr().WithZone("").AsSlice()}
 		if needIf {
 			cm.IfIndex = p.IfIndex
+		}
+		if dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast() {
 			addr.Zone = strconv.Itoa(p.IfIndex)
 		}
 		oob = cm.Marshal()
