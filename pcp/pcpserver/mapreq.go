@@ -210,6 +210,9 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 	if e != nil && c.m.External.Port() == 0 {
 		c.m.External = netip.AddrPortFrom(c.m.External.Addr(), e.m.External.Port())
 	}
+	if err := s.share(c, c.preferFailure); err != nil {
+		return err
+	}
 	status, err := c.svc.Device.AddMapping(now, &c.m, flags)
 	if err != nil {
 		s.abort(&c.m)
@@ -265,6 +268,28 @@ func (c *Context) suggest() error {
 		port = 0
 	}
 	c.m.External = netip.AddrPortFrom(a, port)
+	return nil
+}
+
+// share makes c.m.External what another mapping of the internal socket has
+// already: a socket has one external address and port (Sections 11.3 and 12.3).
+// exact refuses to give another than suggested.
+func (s *Server) share(c *Context, exact bool) error {
+	if c.svc.Flags&FlagFirewall != 0 {
+		return nil
+	}
+	k := socketOf(&c.m)
+	sharing := s.table.inbound(k)
+	for o := s.table.peers[k]; o != nil && (sharing == nil || sharing.suspended); o = o.sibling {
+		sharing = o
+	}
+	if sharing == nil || sharing.suspended {
+		return nil
+	}
+	if exact && !suggests(c.m.External, sharing.m.External) {
+		return pcp.NewError(pcp.ResultCannotProvideExternal, "the internal port is mapped to another external address and port")
+	}
+	c.m.External = sharing.m.External
 	return nil
 }
 

@@ -32,7 +32,7 @@ func (s *Server) handlePeer(now time.Time, c *Context) error {
 	if err := s.checkQuota(c); err != nil {
 		return err
 	}
-	return s.createPeer(now, c, k)
+	return s.createPeer(now, c)
 }
 
 // validPeer implements the first check of Section 12.3.
@@ -78,22 +78,13 @@ func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 // createPeer makes an outbound mapping. If the internal socket is mapped
 // already, by MAP or by another PEER, it has one external address and port
 // and the new mapping shares it.
-func (s *Server) createPeer(now time.Time, c *Context, k socket) error {
+func (s *Server) createPeer(now time.Time, c *Context) error {
 	c.m.Lifetime = s.clamp(c.req.Lifetime)
 	if err := c.suggest(); err != nil {
 		return err
 	}
-	if c.svc.Flags&FlagFirewall == 0 {
-		sibling := s.table.inbound(k)
-		if sibling == nil {
-			sibling = s.table.peers[k]
-		}
-		if sibling != nil && !sibling.suspended {
-			if !suggests(c.m.External, sibling.m.External) {
-				return pcp.NewError(pcp.ResultCannotProvideExternal, "the internal port is mapped to another external address and port")
-			}
-			c.m.External = sibling.m.External
-		}
+	if err := s.share(c, true); err != nil {
+		return err
 	}
 	status, err := c.svc.dynamic.AddDynamic(now, &c.m, 0)
 	if err != nil {
