@@ -164,8 +164,8 @@ func (r *rules) forward() []nft.Rule {
 	for _, p := range r.served {
 		fresh := append(newFlow(), nft.NoBit(status(), statusSNAT)...)
 		list = append(list,
-			nft.R(nft.IPv4(), nft.OifName(r.external), fresh, from(p), nft.Goto(outside)),
-			nft.R(nft.IPv4(), fresh, r.turnedBack(), from(p), nft.Goto(chainDraw)))
+			nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), fresh, from(p), nft.Goto(outside)),
+			nft.R(nft.IPv4(), fromInside(), fresh, r.turnedBack(), from(p), nft.Goto(chainDraw)))
 	}
 	return list
 }
@@ -219,9 +219,16 @@ const icmpHostUnreachable = 1
 // postrouting translates the sources of what forward found.
 func (r *rules) postrouting() []nft.Rule {
 	return []nft.Rule{
-		nft.R(nft.IPv4(), nft.OifName(r.external), nft.Goto(chainSNAT)),
-		nft.R(nft.IPv4(), r.turnedBack(), nft.Goto(chainSNAT)),
+		nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), nft.Goto(chainSNAT)),
+		nft.R(nft.IPv4(), fromInside(), r.turnedBack(), nft.Goto(chainSNAT)),
 	}
+}
+
+// fromInside matches what came in by an internal interface. The served
+// prefixes may be all addresses, and then they are those of the router and of
+// the outside too.
+func fromInside() []nft.Expr {
+	return []nft.Expr{nft.Meta(expr.MetaKeyIIFNAME, 0), nft.Lookup(firewall.SetInternal, 0)}
 }
 
 // snat lets a mapped socket leave as its mapping.

@@ -83,6 +83,42 @@ func (c *config) followsExternal() bool {
 	return c.serves(pcpserver.TypeNAT444) && len(c.externalAddresses) == 0
 }
 
+// translated returns the internal prefixes of NAT444. If it is for all that no
+// other mode names, that is everything less what those name.
+func (c *config) translated() []netip.Prefix {
+	var named []netip.Prefix
+	for _, m := range c.modes {
+		switch {
+		case m.kind == pcpserver.TypeNAT444 && len(m.prefixes) > 0:
+			return m.prefixes
+		case m.kind == pcpserver.TypeFW4:
+			named = m.prefixes
+		}
+	}
+	return without(netip.PrefixFrom(netip.IPv4Unspecified(), 0), named)
+}
+
+// without returns the prefixes that together are p less all of named.
+func without(p netip.Prefix, named []netip.Prefix) []netip.Prefix {
+	var inside []netip.Prefix
+	for _, n := range named {
+		switch {
+		case n.Bits() <= p.Bits() && n.Overlaps(p):
+			return nil
+		case n.Overlaps(p):
+			inside = append(inside, n)
+		}
+	}
+	if len(inside) == 0 {
+		return []netip.Prefix{p}
+	}
+	// The two halves of p.
+	upper := p.Addr().As4()
+	upper[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	return append(without(netip.PrefixFrom(p.Addr(), p.Bits()+1), inside),
+		without(netip.PrefixFrom(netip.AddrFrom4(upper), p.Bits()+1), inside)...)
+}
+
 // serves reports whether there is a mode of that kind.
 func (c *config) serves(kind pcpserver.Type) bool {
 	return slices.ContainsFunc(c.modes, func(m mode) bool { return m.kind == kind })

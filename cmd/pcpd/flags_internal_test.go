@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,7 @@ func TestParseProblems(t *testing.T) {
 		{"external address", base + "--external-address 2001:db8::1 --external-address 224.0.0.1 --external-address x",
 			[]string{"2001:db8::1: only IPv4 is translated", "224.0.0.1: no host can have", `"x" is neither`}},
 		{"external addresses overlap", base + "--external-address 203.0.113.0/24 --external-address 203.0.113.7", []string{"203.0.113.7 overlaps"}},
+		{"too many external addresses", base + "--external-address 203.0.113.0/24,198.18.0.0/15", []string{"131328 addresses are more than the 1024"}},
 		{"external address without nat444", base + "--mode fw6 --external-address 203.0.113.7", []string{"is for --mode nat444"}},
 		{"firewall", base + "--firewall none", []string{`--firewall "none" must be one of own, host`}},
 		{"mark of two bits", base + "--mark 0x300", []string{`--mark "0x300" must be one bit`}},
@@ -137,6 +139,30 @@ func TestParseLimitedModeComesFirst(t *testing.T) {
 	}
 	if got.modes[0].kind != pcpserver.TypeFW4 || got.modes[1].kind != pcpserver.TypeNAT444 {
 		t.Errorf("got %v", got.modes)
+	}
+}
+
+// What NAT444 translates and what FW4 serves never overlap.
+func TestTranslated(t *testing.T) {
+	for _, tt := range []struct{ name, args, want string }{
+		{"everything", "--mode nat444", "0.0.0.0/0"},
+		{"limited itself", "--mode nat444=10.0.0.0/8 --mode fw4", "10.0.0.0/8"},
+		{"less a half", "--mode nat444 --mode fw4=128.0.0.0/1", "0.0.0.0/1"},
+		{"less two", "--mode nat444 --mode fw4=0.0.0.0/2,192.0.0.0/3", "64.0.0.0/2, 128.0.0.0/2, 224.0.0.0/3"},
+		{"less all", "--mode nat444 --mode fw4=0.0.0.0/0", ""},
+	} {
+		if got := joinPrefixes(parse(t, base+tt.args).translated()); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
+	}
+	c := parse(t, base+"--mode nat444 --mode fw4=198.51.100.0/24,203.0.113.7")
+	got := c.translated()
+	for addr, want := range map[string]bool{"198.51.100.0": false, "198.51.100.255": false, "198.51.99.255": true,
+		"198.51.101.0": true, "203.0.113.7": false, "203.0.113.6": true, "203.0.113.8": true, "192.168.1.1": true} {
+		a := netip.MustParseAddr(addr)
+		if in := slices.ContainsFunc(got, func(p netip.Prefix) bool { return p.Contains(a) }); in != want {
+			t.Errorf("%s is translated: %v, want %v", addr, in, want)
+		}
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 
 	"pcpd/firewall"
 	"pcpd/internal/ct"
-	"pcpd/pcp"
+	"pcpd/nat"
 	"pcpd/pcp/pcpserver"
 )
 
@@ -20,6 +20,7 @@ type dataPath struct {
 	log      *slog.Logger
 	table    *firewall.Table
 	flows    *ct.Conn
+	nat      *nat.Device // nil without NAT444
 	services []pcpserver.Service
 }
 
@@ -34,8 +35,18 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 	if p.flows, err = ct.Dial(0); err != nil {
 		return p, fmt.Errorf("connection tracking cannot be asked; pcpd needs CAP_NET_ADMIN and the kernel's nf_conntrack_netlink: %w", err)
 	}
-	if p.table, err = firewall.Open(tableConfig(c, p.flows, log)); err != nil {
+	var extensions []firewall.Extension
+	if c.serves(pcpserver.TypeNAT444) {
+		if p.nat, err = nat.New(natConfig(c, external, p.flows, log)); err != nil {
+			return p, err
+		}
+		extensions = append(extensions, p.nat)
+	}
+	if p.table, err = firewall.Open(tableConfig(c, p.flows, log), extensions...); err != nil {
 		return p, err
+	}
+	if p.nat != nil {
+		p.nat.Bind(p.table)
 	}
 	if err = p.table.Install(now); err != nil {
 		return p, err
@@ -43,18 +54,33 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 	for _, f := range p.table.Features() {
 		log.Info("kernel: " + f)
 	}
-	fw := firewall.New(p.table)
 	for _, m := range c.modes {
-		p.services = append(p.services, service(c, m, fw))
+		if m.kind == pcpserver.TypeNAT444 {
+			p.services = append(p.services, service(c, m, p.nat))
+		} else {
+			p.services = append(p.services, service(c, m, firewall.New(p.table)))
+		}
 	}
 	return p, nil
+}
+
+// natConfig is c as the nat package says it. Translation without endpoint-
+// independent filtering would break the peer-to-peer applications that RFC
+// 6888, REQ-7 has in mind, so with our own firewall there is both.
+func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger) nat.Config {
+	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall, EIF: !c.hostFirewall,
+		Flows: flows, Logger: log}
+	for _, r := range c.reserve {
+		cfg.Reserved = append(cfg.Reserved, nat.PortRange{First: r.first, Last: r.last})
+	}
+	return cfg
 }
 
 // tableConfig is c as the firewall package says it.
 func tableConfig(c *config, flows *ct.Conn, log *slog.Logger) firewall.Config {
 	cfg := firewall.Config{
 		Own: !c.hostFirewall, Mark: c.mark, Internal: c.internal, External: c.external,
-		Flows: cutter{flows}, Logger: log,
+		Flows: flows, Logger: log,
 	}
 	for _, m := range c.modes {
 		switch m.kind {
@@ -83,8 +109,14 @@ func service(c *config, m mode, device pcpserver.Mapper) pcpserver.Service {
 	return pcpserver.Service{Type: m.kind, Prefixes: m.prefixes, Flags: flags, ThirdPartyFrom: c.thirdPartyFrom, Device: device}
 }
 
-// setExternal gives the translation other external addresses.
-func (p *dataPath) setExternal(external []netip.Prefix) error { return nil }
+// setExternal gives the translation other external addresses. It is called
+// under the server's lock, as everything that changes a device.
+func (p *dataPath) setExternal(external []netip.Prefix, now time.Time) error {
+	if err := p.nat.SetExternal(now, external); err != nil {
+		return err
+	}
+	return p.table.Commit(now, nil)
+}
 
 // watchInterval is how often the table is looked for.
 const watchInterval = time.Second
@@ -125,33 +157,6 @@ func (p *dataPath) close(remove bool) error {
 		errs = append(errs, p.flows.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// cutter ends the flows of a mapping.
-type cutter struct{ conn *ct.Conn }
-
-// Cut implements firewall.Flows.
-func (c cutter) Cut(m *pcp.Mapping, keep []pcp.Filter) error {
-	var errs []error
-	for _, match := range flowsOf(m) {
-		errs = append(errs, c.conn.Delete(match, keep...))
-	}
-	return errors.Join(errs...)
-}
-
-// flowsOf returns which flows a mapping lets in.
-func flowsOf(m *pcp.Mapping) []ct.Match {
-	if m.Kind == pcp.KindPeer {
-		return []ct.Match{{Protocol: m.Protocol, OrigSrc: m.RemotePeer, OrigDst: m.External}}
-	}
-	if m.Protocol != pcp.ProtocolAll {
-		return []ct.Match{ct.To(m.Protocol, m.External)}
-	}
-	var out []ct.Match
-	for p := range 256 {
-		out = append(out, ct.To(pcp.Protocol(p), m.External))
-	}
-	return out
 }
 
 // probeKernel asks whether there is nf_tables and connection tracking, in the

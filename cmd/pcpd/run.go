@@ -224,12 +224,13 @@ func (d *daemon) interfacesChanged() {
 		return
 	}
 	d.log.Info("external addresses changed", "from", joinPrefixes(d.external), "to", joinPrefixes(addrs))
-	if err := d.path.setExternal(addrs); err != nil {
+	now := d.clock.now()
+	if err := d.server.Exclusive(func() error { return d.path.setExternal(addrs, now) }); err != nil {
 		d.log.Error("the new external addresses could not be put into the kernel", "err", err)
 		return
 	}
 	d.external = addrs
-	d.server.Readdress(d.clock.now(), false)
+	d.server.Readdress(now, false)
 }
 
 // reinstall makes the kernel's table anew with everything that was in it.

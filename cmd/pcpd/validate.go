@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"pcpd/nat"
 	"pcpd/pcp"
 	"pcpd/pcp/pcpserver"
 )
@@ -234,6 +235,13 @@ func (p *problems) addresses(c *config, given []string) {
 				c.externalAddresses = append(c.externalAddresses, pre)
 			}
 		}
+	}
+	total := 0
+	for _, pre := range c.externalAddresses {
+		total += 1 << min(32-pre.Bits(), 24)
+	}
+	if total > nat.MaxPool {
+		p.add("--external-address: %d addresses are more than the %d that can be translated to", total, nat.MaxPool)
 	}
 	if len(given) > 0 && len(c.modes) > 0 && !c.serves(pcpserver.TypeNAT444) {
 		p.add("--external-address %s is for --mode nat444, which is not among the modes", given[0])

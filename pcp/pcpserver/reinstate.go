@@ -7,6 +7,15 @@ import (
 	"pcpd/pcp"
 )
 
+// Exclusive calls f under the lock under which the server calls its devices, so
+// that f may change them: their external addresses, for example. f must not
+// call the server.
+func (s *Server) Exclusive(f func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f()
+}
+
 // Reinstate puts every mapping back into its device after something else took
 // them out. renew is called first, under the server's lock: it makes ready
 // what the devices work on. The devices must be Restorers. A mapping that
