@@ -21,11 +21,13 @@ fi
 export PCPD_LAB=demo-$$
 dir=$(mktemp -d)
 socket=$dir/control.sock
+jobs=() # process ids of what runs in the background
 result="The demo did not finish; what went wrong is above."
 
 finish() {
 	local status=$?
 	trap - EXIT INT TERM HUP
+	{ kill "${jobs[@]}" && wait; } 2>/dev/null
 	[[ $status == 0 ]] || { [[ -s $dir/pcpd.log ]] && echo "The daemon's log:" && tail -n 20 "$dir/pcpd.log"; } >&2
 	scripts/lab down || status=1
 	rm -rf "$dir"
@@ -42,6 +44,11 @@ on() {
 	shift 2
 	printf '%-8s$ %s %s\n' "$host" "${program##*/}" "$*"
 	scripts/lab shell "$host" "$program" "$@"
+}
+# admin ARGS...: pcpctl on the router, with the demo's own control socket
+admin() {
+	printf '%-8s$ pcpctl %s\n' router "$*"
+	scripts/lab shell router "$dir/pcpctl" "$@" --control "$socket"
 }
 # expect answer|silence PROTOCOL ADDR:PORT: the outside host calls
 expect() {
@@ -73,6 +80,7 @@ step "A router between an inside host (192.168.1.10) and an outside host (203.0.
 scripts/lab up
 for address in 192.168.1.10:8080 '[2001:db8:1::10]:8080'; do
 	scripts/lab shell inside "$dir/labtool" serve "$address" >>"$dir/serve.log" 2>&1 &
+	jobs+=($!)
 done
 both_serve() { [[ $(grep -c '^serving' "$dir/serve.log") == 2 ]]; }
 wait_for "The inside host's service" both_serve
@@ -83,14 +91,14 @@ printf '%-8s$ pcpd --internal lan0 --external wan0\n' router
 scripts/lab shell router "$dir/pcpd" --internal lan0 --external wan0 \
 	--state "$dir/state" --control "$socket" >"$dir/pcpd.log" 2>&1 &
 daemon=$!
+jobs+=("$daemon")
 wait_for "The daemon's start" scripts/lab shell router "$dir/pcpctl" stats --control "$socket"
 expect silence tcp 203.0.113.2:8080
 expect silence tcp '[2001:db8:1::10]:8080'
 
 step "The inside host asks for mappings"
 on inside "$dir/pcpctl" map --protocol tcp --internal-port 8080 --external-port 8080 --prefer-failure --lifetime 600
-on inside "$dir/pcpctl" map --protocol udp --internal-port 8080 --external-port 8080 --prefer-failure --lifetime 600
-on inside "$dir/pcpctl" map --server 2001:db8:1::1 --protocol tcp --internal-port 8080 --lifetime 600
+on inside "$dir/pcpctl" map --server 192.168.1.1 --protocol udp --internal-port 8080 --external-port 8080 --prefer-failure --lifetime 600
 
 step "Now a stranger outside gets through, and no further than that"
 expect answer tcp 203.0.113.2:8080
@@ -99,25 +107,26 @@ expect answer tcp '[2001:db8:1::10]:8080'
 expect silence udp '[2001:db8:1::10]:8080'
 
 step "What the daemon knows"
-on router "$dir/pcpctl" list --control "$socket"
+admin list
 
-step "What the kernel has been told: the elements of the maps in the table inet pcpd"
+step "What the kernel has been told, in the table inet pcpd"
 scripts/lab shell router nft list table inet pcpd >"$dir/table"
 awk '
 	$1 == "map" || $1 == "set" { name = $2 }
 	/elements = \{/ { inside = 1 }
 	inside { line = $0; sub(/.*elements = \{ */, "", line); sub(/ *\}.*/, "", line); gsub(/^[ \t]+/, "", line)
-		if (line != "") printf "  %-10s %s\n", name, line }
+		if (line != "" && name ~ /^(dnat4|snat4|pin6)$/) printf "  %-6s %s\n", name, line }
 	/\}/ { inside = 0 }
 ' "$dir/table"
 cat <<'END'
+
   dnat4  packets to the external address and port go to the internal ones
   snat4  the same socket, when it speaks first, shows its external address and port
   pin6   an IPv6 socket that may be reached: nothing is translated, a hole is opened
 END
 
-step "The inside host gives its mapping back"
-on inside "$dir/pcpctl" map --protocol tcp --internal-port 8080 --lifetime 0
+step "The administrator removes one of them"
+admin delete tcp 192.168.1.10:8080
 expect silence tcp 203.0.113.2:8080
 expect answer udp 203.0.113.2:8080
 
