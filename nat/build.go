@@ -40,18 +40,28 @@ func (d *Device) Build(b *firewall.Builder) error {
 	return nil
 }
 
-// reservedElements are the ports that ordinary flows do not draw. PCP's own
-// are left out for every protocol: it costs two ports.
+// reservedElements are the ports that ordinary flows do not draw, as
+// intervals. PCP's own are left out for every protocol: it costs two ports.
 func reservedElements(reserved []PortRange) []nft.Elem {
-	ports := map[uint16]bool{pcpClientPort: true, pcpServerPort: true}
-	for _, r := range reserved {
-		for port := max(int(r.First), firstFree); port <= int(r.Last); port++ {
-			ports[uint16(port)] = true
+	ranges := append([]PortRange{{pcpClientPort, pcpServerPort}}, reserved...)
+	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	key := func(port int) []byte { return []byte{byte(port >> 8), byte(port)} }
+	var elems []nft.Elem
+	next := -1 // the first port after the last interval
+	for _, r := range ranges {
+		first, after := int(r.First), int(r.Last)+1
+		switch {
+		case after <= next:
+			continue
+		case first <= next: // it overlaps or joins the one before
+			elems = elems[:len(elems)-1]
+		default:
+			elems = append(elems, nft.Elem{Key: key(first)})
 		}
-	}
-	elems := make([]nft.Elem, 0, len(ports))
-	for port := range ports {
-		elems = append(elems, nft.Elem{Key: []byte{byte(port >> 8), byte(port)}})
+		if next = after; next > 65535 {
+			break
+		}
+		elems = append(elems, nft.Elem{Key: key(next), IntervalEnd: true})
 	}
 	return elems
 }

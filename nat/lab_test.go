@@ -36,7 +36,11 @@ type bench struct {
 	nonce byte
 }
 
-type option func(*nat.Config, *firewall.Config)
+type firewallConfig = firewall.Config
+
+type option func(*nat.Config, *firewallConfig)
+
+func timeIn(d time.Duration) time.Time { return time.Now().Add(d) }
 
 func hostMode(n *nat.Config, f *firewall.Config) { n.Own, f.Own = false, false }
 func openEIF(n *nat.Config, _ *firewall.Config)  { n.EIF = true }

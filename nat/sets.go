@@ -104,7 +104,7 @@ func sets() []nft.Set {
 		implicit(mapEIM, valueType),
 		implicit(mapEIF, valueType),
 		implicit(setTaken, nil),
-		{Name: setReserved, Key: portType},
+		{Name: setReserved, Key: portType, Interval: true},
 		{Name: setStray, Key: strayType, HasTimeout: true, Timeout: strayTimeout, Dynamic: true,
 			Size: maxStray, GCInterval: gcInterval},
 	}
