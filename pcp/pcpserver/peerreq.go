@@ -48,24 +48,30 @@ func (s *service) validPeer(p pcp.Protocol, peer netip.AddrPort) bool {
 }
 
 // renewPeer lengthens a PEER mapping; a shorter lifetime, or zero, only asks
-// how long it will live (Section 15).
+// how long it will live (Section 15). One that has lost its external address is
+// put back in any case.
 func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 	if err := s.checkNonce(now, c, e); err != nil {
 		return err
 	}
 	c.m.External = e.m.External
 	left := ceilSecond(e.expires.Sub(now))
-	life := s.clamp(c.req.Lifetime)
-	if c.req.Lifetime == 0 || life <= left {
-		c.m.Lifetime = left
+	c.m.Lifetime = left
+	if c.req.Lifetime > left {
+		c.m.Lifetime = max(left, s.clamp(c.req.Lifetime))
+	}
+	if c.m.Lifetime == left && !e.suspended {
+		e.m.Nonce = c.req.Nonce // the same, or adopted
 		e.touch(c)
 		return nil
 	}
-	c.m.Lifetime = life
 	flags := pcp.AddRefresh
 	if e.suspended {
 		flags = 0
 		c.m.External = netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+		if err := s.share(c, false); err != nil {
+			return err
+		}
 	}
 	if _, err := e.svc.dynamic.AddDynamic(now, &c.m, flags); err != nil {
 		s.abort(&c.m)
