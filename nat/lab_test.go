@@ -186,3 +186,34 @@ func (b *bench) ask(conn *net.UDPConn, server string) (string, bool) {
 func (b *bench) list() string {
 	return b.Router.Run("nft", "list", "table", "inet", firewall.TableName)
 }
+
+// key20 is the key of a flow in the kernel's maps, for UDP.
+func key20(internal, remote string) []byte { return firewall.KeyPeer(udp, ap(internal), ap(remote)) }
+
+func ask(t *testing.T, conn *net.UDPConn) (string, bool) {
+	t.Helper()
+	// An earlier ICMP error is read first.
+	for range 3 {
+		if seen, ok := nstest.AskUDP(t, conn, "x", short); ok {
+			return seen, true
+		}
+	}
+	return "", false
+}
+
+// stream is a TCP connection to an echo server.
+type stream struct{ net.Conn }
+
+func (s stream) alive() bool { return nstest.PingTCP(s.Conn, 2*short) }
+
+func (b *bench) connect(from *nstest.NS, to string) stream {
+	b.t.Helper()
+	conn, err := from.DialTCP("", to, wait)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, ok := nstest.GreetTCP(conn, wait); !ok {
+		b.t.Fatalf("no greeting from %s", to)
+	}
+	return stream{conn}
+}
