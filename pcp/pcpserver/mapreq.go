@@ -164,12 +164,25 @@ func (s *Server) stageRenew(now time.Time, c *Context, e *entry, life time.Durat
 			flags = pcp.FilterDelete
 		}
 		if err := c.svc.filterer.Filter(now, &c.m, flags, c.newFilters(e.m.Filters)); err != nil {
-			s.abort(&c.m)
+			s.unrenew(now, c, e)
 			return err
 		}
 	}
 	s.stage(c, opRenew, e)
 	return nil
+}
+
+// unrenew takes back a renewal whose filters were refused. A device that acts at
+// once has the new lifetime already.
+func (s *Server) unrenew(now time.Time, c *Context, e *entry) {
+	if s.cfg.Committer != nil {
+		s.cfg.Committer.Abort(&c.m)
+		return
+	}
+	c.m.Nonce, c.m.Lifetime = e.m.Nonce, ceilSecond(e.expires.Sub(now))
+	if _, err := c.svc.Device.AddMapping(now, &c.m, pcp.AddRefresh); err != nil {
+		s.log.Warn("lifetime of a mapping could not be put back", "internal", c.m.Internal, "err", err)
+	}
 }
 
 // newFilters returns what a device is to add to the filters in force.
