@@ -2,6 +2,7 @@ package pcpserver
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"pcpd/pcp"
@@ -196,14 +197,12 @@ func (c *Context) newFilters(now []pcp.Filter) []pcp.Filter {
 // createMap makes a new mapping, or puts one back whose external address was
 // lost (e, suspended).
 func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
-	if e == nil {
-		if err := s.checkQuota(c); err != nil {
-			return err
-		}
-	}
 	var had []pcp.Filter
+	var over error
 	if e != nil {
 		had = e.m.Filters
+	} else if over = s.checkQuota(now, c); over != nil && s.cfg.Committer == nil {
+		return over
 	}
 	c.effectiveFilters(had)
 	if len(c.all) > c.svc.MaxFilters {
@@ -227,14 +226,8 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 		return err
 	}
 	status, err := c.svc.Device.AddMapping(now, &c.m, flags)
-	if err != nil {
-		s.abort(&c.m)
+	if done, err := s.notOurs(c, status, err, over); done {
 		return err
-	}
-	if status == pcp.StatusStatic {
-		s.abort(&c.m)
-		c.m.Lifetime = pcp.StaticLifetime
-		return nil
 	}
 	if len(c.all) > 0 {
 		if err := c.svc.filterer.Filter(now, &c.m, pcp.FilterUnlock, c.all); err != nil {
@@ -310,14 +303,43 @@ func ownPort(p pcp.Protocol, port uint16) bool {
 	return p == pcp.ProtocolUDP && (port == pcp.ServerPort || port == pcp.ClientPort)
 }
 
-func (s *Server) checkQuota(c *Context) error {
-	if s.cfg.Quota <= 0 {
+// checkQuota refuses one mapping too many. A static one is exempt, but only the
+// device knows it (notOurs).
+func (s *Server) checkQuota(now time.Time, c *Context) error {
+	if s.cfg.Quota <= 0 || s.mappingsOf(c) < s.cfg.Quota {
 		return nil
 	}
-	if sub := s.table.subscribers[c.sub.ID]; sub != nil && sub.n >= s.cfg.Quota {
-		return pcp.NewError(pcp.ResultUserExQuota, "subscriber has all the mappings it may have")
+	// The subscriber's deletions that wait for the commit make room.
+	if slices.ContainsFunc(s.batch, func(b *Context) bool { return b.op == opDelete && b.e.sub.id == c.sub.ID }) {
+		s.flush(now)
+		if s.mappingsOf(c) < s.cfg.Quota {
+			return nil
+		}
 	}
-	return nil
+	return pcp.NewError(pcp.ResultUserExQuota, "subscriber has all the mappings it may have")
+}
+
+func (s *Server) mappingsOf(c *Context) int {
+	if sub := s.table.subscribers[c.sub.ID]; sub != nil {
+		return sub.n
+	}
+	return 0
+}
+
+// notOurs deals with what a device says of a new mapping: it failed, it is
+// static (Section 11.3), or it is one too many.
+func (s *Server) notOurs(c *Context, status pcp.Status, err, over error) (done bool, _ error) {
+	switch {
+	case err == nil && status == pcp.StatusStatic:
+		c.m.Lifetime, over = pcp.StaticLifetime, nil
+	case over != nil:
+	case err != nil:
+		over = err
+	default:
+		return false, nil
+	}
+	s.abort(&c.m)
+	return true, over
 }
 
 func (s *Server) clamp(d time.Duration) time.Duration {

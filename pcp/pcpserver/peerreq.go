@@ -29,9 +29,6 @@ func (s *Server) handlePeer(now time.Time, c *Context) error {
 	if e := s.table.byKey[c.m.Key()]; e != nil {
 		return s.renewPeer(now, c, e)
 	}
-	if err := s.checkQuota(c); err != nil {
-		return err
-	}
 	return s.createPeer(now, c)
 }
 
@@ -85,6 +82,10 @@ func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 // already, by MAP or by another PEER, it has one external address and port
 // and the new mapping shares it.
 func (s *Server) createPeer(now time.Time, c *Context) error {
+	over := s.checkQuota(now, c)
+	if over != nil && s.cfg.Committer == nil {
+		return over
+	}
 	c.m.Lifetime = s.clamp(c.req.Lifetime)
 	if err := c.suggest(); err != nil {
 		return err
@@ -93,14 +94,8 @@ func (s *Server) createPeer(now time.Time, c *Context) error {
 		return err
 	}
 	status, err := c.svc.dynamic.AddDynamic(now, &c.m, 0)
-	if err != nil {
-		s.abort(&c.m)
+	if done, err := s.notOurs(c, status, err, over); done {
 		return err
-	}
-	if status == pcp.StatusStatic {
-		s.abort(&c.m)
-		c.m.Lifetime = pcp.StaticLifetime
-		return nil
 	}
 	s.stage(c, opCreate, s.newEntry(c))
 	return nil
