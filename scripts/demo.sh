@@ -74,7 +74,7 @@ wait_for() {
 }
 
 step "Building pcpd and pcpctl"
-CGO_ENABLED=0 go build -o "$dir/" ./cmd/pcpd ./cmd/pcpctl ./internal/nstest/cmd/labtool
+CGO_ENABLED=0 go build -buildvcs=false -o "$dir/" ./cmd/pcpd ./cmd/pcpctl ./internal/nstest/cmd/labtool
 
 step "A router between an inside host (192.168.1.10) and an outside host (203.0.113.100)"
 scripts/lab up
