@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -41,6 +42,7 @@ type lab struct {
 
 func newLab(t *testing.T, own bool) *lab {
 	t.Helper()
+	t.Parallel()
 	l := nstest.NewLab(t)
 	cfg := config(l.Router)
 	conn, err := ct.Dial(cfg.NetNS)
@@ -159,10 +161,10 @@ func (l *lab) ping(from *nstest.NS, to string, want bool) {
 		l.t.Fatal(err)
 	}
 	defer conn.Close()
-	pings++
-	msg := []byte{echo, 0, 0, 0, 0x47, byte(pings), 0, 1}
+	id := byte(pings.Add(1))
+	msg := []byte{echo, 0, 0, 0, 0x47, id, 0, 1}
 	if echo == 8 {
-		sum := ^(uint16(echo)<<8 + 0x4700 + uint16(byte(pings)) + 1)
+		sum := ^(uint16(echo)<<8 + 0x4700 + uint16(id) + 1)
 		msg[2], msg[3] = byte(sum>>8), byte(sum)
 	}
 	if _, err := conn.Write(msg); err != nil {
@@ -187,7 +189,7 @@ func (l *lab) ping(from *nstest.NS, to string, want bool) {
 	}
 }
 
-var pings int
+var pings atomic.Uint32
 
 func TestPinhole(t *testing.T) {
 	l := newLab(t, true)

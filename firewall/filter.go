@@ -101,16 +101,17 @@ func checkRules(f *fam, s Shape, sets []allowSet) []Rule {
 	for _, a := range sets {
 		key := slices.Clone(f.shapeKey(s, false))
 		reg := []int{f.regs + 2, f.regs + 1, f.regs}[s]
-		switch {
-		case a.bits == 0:
-			key = append(key, nft.Immediate(reg, make([]byte, 4*f.regs)))
-		case a.bits == f.bits:
+		if a.bits > 0 {
 			key = append(key, f.saddr(reg))
-		default:
-			key = append(key, f.saddr(reg), nft.And(reg, maskOf(f.bits, a.bits)))
+		}
+		if a.bits > 0 && a.bits < f.bits {
+			key = append(key, nft.And(reg, maskOf(f.bits, a.bits)))
+		}
+		if a.bits > 0 {
+			reg += f.regs
 		}
 		if a.port {
-			key = append(key, nft.Sport(reg+f.regs))
+			key = append(key, nft.Sport(reg))
 		}
 		rules = append(rules, nft.R(f.is(), key, nft.Lookup(a.name(), 0), nft.Return()))
 	}
@@ -129,7 +130,10 @@ func maskOf(size, bits int) []byte {
 func allowOf(m *pcp.Mapping, f pcp.Filter) (allowSet, []byte) {
 	peers := f.Peers.Masked()
 	a := allowSet{family: familyOf(m.Internal.Addr()), shape: ShapeOf(m), bits: peers.Bits(), port: f.Port != 0}
-	key := appendAddr(append(make([]byte, 0, 44), a.shape.key(m)...), peers.Addr())
+	key := append(make([]byte, 0, 44), a.shape.key(m)...)
+	if a.bits > 0 { // the key of "every address" has no address
+		key = appendAddr(key, peers.Addr())
+	}
 	if a.port {
 		key = appendPort(key, f.Port)
 	}
@@ -243,7 +247,10 @@ func (t *Table) needFilters(m *pcp.Mapping, filters []pcp.Filter) {
 	f := &fams[btoi(n == "6")]
 	var sets []nft.Set
 	for _, a := range missing {
-		key := append(slices.Clone(f.types(shape)), f.addr)
+		key := slices.Clone(f.types(shape))
+		if a.bits > 0 {
+			key = append(key, f.addr)
+		}
 		if a.port {
 			key = append(key, nft.TypeInetService)
 		}

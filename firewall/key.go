@@ -94,14 +94,18 @@ func (s Shape) key(m *pcp.Mapping) []byte {
 	return Key(m.Internal.Addr(), m.Protocol, m.Internal.Port())
 }
 
-// SocketKey is the key of a mapping's internal side in the sets Used and Busy,
-// where wildcards have port, or protocol and port, zero.
+// protocolAny stands for all protocols in the keys of wildcards. It is reserved
+// by IANA; zero would be listed as "ip", which nft does not read again.
+const protocolAny pcp.Protocol = 255
+
+// SocketKey is the key of a mapping's internal side in the sets used* and
+// busy*, where wildcards have port zero, and protocol 255 if all are meant.
 func SocketKey(m *pcp.Mapping) []byte {
 	switch ShapeOf(m) {
 	case ShapeProto:
 		return Key(m.Internal.Addr(), m.Protocol, 0)
 	case ShapeAddr:
-		return Key(m.Internal.Addr(), 0, 0)
+		return Key(m.Internal.Addr(), protocolAny, 0)
 	}
 	return Key(m.Internal.Addr(), m.Protocol, m.Internal.Port())
 }

@@ -19,8 +19,8 @@ import (
 const (
 	ChainPrerouting = "prerouting"
 	ChainForward    = "forward"
-	ChainAccept     = "accept"
-	ChainFlow       = "flow"
+	ChainAccept     = "accepted"
+	ChainFlow       = "marked"
 	ChainNew4       = "new4"
 	ChainNew6       = "new6"
 	ChainOutbound4  = "outbound4"
@@ -107,14 +107,14 @@ func (f *fam) shapeKey(s Shape, src bool) []nft.Expr {
 	return f.socket(src)[:[...]int{3, 2, 1}[s]]
 }
 
-// socketKey is the key of Used and Busy for a shape: wildcards are zero.
+// socketKey is the key of used* and busy* for a shape, as SocketKey has it.
 func (f *fam) socketKey(s Shape, src bool) []nft.Expr {
 	e := append([]nft.Expr(nil), f.shapeKey(s, src)...)
 	if s == ShapeAddr {
-		e = append(e, nft.Immediate(f.regs, []byte{0, 0, 0, 0}))
+		e = append(e, nft.Immediate(f.regs, []byte{byte(protocolAny)}))
 	}
 	if s != ShapePort {
-		e = append(e, nft.Immediate(f.regs+1, []byte{0, 0, 0, 0}))
+		e = append(e, nft.Immediate(f.regs+1, []byte{0, 0}))
 	}
 	return e
 }
@@ -299,18 +299,23 @@ func buildOutbound(b *Builder, f *fam) {
 			}
 			b.Chain(nft.Chain{Name: name})
 		}
-		set, key := setBusy+f.n, f.socketKey(s, true)
+		set, key := setBusy+f.n, append(f.is(), f.socketKey(s, true)...)
 		flags := nft.Payload(expr.PayloadBaseTransportHeader, 13, 1, 0)
 		const syn, finRst = 0x02, 0x05
+		// The order of the two matches is nft's own for each of the rules.
+		last := append(nft.Protocol(unix.IPPROTO_TCP), f.is()...)
+		if s == ShapePort {
+			last = append(f.is(), nft.Protocol(unix.IPPROTO_TCP)...)
+		}
 		b.Rules(name,
-			nft.R(f.is(), nft.L4Proto(0), nft.Ne(0, []byte{unix.IPPROTO_TCP}), key, nft.DynUpdate(set, 0, IdleUDP), nft.Return()),
+			nft.R(nft.L4Proto(0), nft.Ne(0, []byte{unix.IPPROTO_TCP}), key, nft.DynUpdate(set, 0, IdleUDP), nft.Return()),
 			// The end of one connection makes the socket transitory, the
 			// beginning of another one does not if it was established.
-			nft.R(f.is(), nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{finRst}), nft.Ne(0, []byte{0}),
+			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{finRst}), nft.Ne(0, []byte{0}),
 				key, nft.DynUpdate(set, 0, IdleTCPTransitory), nft.Return()),
-			nft.R(f.is(), nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{syn}), nft.Ne(0, []byte{0}),
+			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{syn}), nft.Ne(0, []byte{0}),
 				key, nft.DynAdd(set, 0, IdleTCPTransitory), nft.Return()),
-			nft.R(f.is(), nft.Protocol(unix.IPPROTO_TCP), key, nft.DynUpdate(set, 0, IdleTCP)))
+			nft.R(last, f.socketKey(s, true), nft.DynUpdate(set, 0, IdleTCP)))
 	}
 	if !f.pins {
 		return
