@@ -85,7 +85,8 @@ func (s *Server) conclude(now time.Time, batch []*Context) (again []*Context) {
 		if c.op == opCreate {
 			s.table.release(c.e.sub)
 		}
-		if c.op == opCreate && errors.Is(err, pcp.ErrConflict) && c.life > 0 {
+		made := c.op == opCreate || c.op == opRenew && c.e.suspended
+		if made && errors.Is(err, pcp.ErrConflict) && c.life > 0 {
 			tries := c.life - 1
 			err = s.retry(now, c)
 			c.life = tries

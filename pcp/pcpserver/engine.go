@@ -159,14 +159,21 @@ func (s *Server) begin(now time.Time, c *Context) {
 	if s.closed {
 		return
 	}
-	c.life = 2
+	c.life = conflictTries
 	err := s.receive(now, c)
+	for tries := conflictTries; tries > 0 && errors.Is(err, pcp.ErrConflict); tries-- {
+		err = s.retry(now, c) // of a device that acts at once
+	}
 	if err == nil && c.op != opNone {
 		s.batch = append(s.batch, c)
 		return
 	}
-	s.finish(now, c, err)
+	s.finish(now, c, conflictResult(c, err))
 }
+
+// conflictTries is how often a request is decided anew because the external
+// port that the device chose turned out to be taken.
+const conflictTries = 2
 
 // receive does what RFC 6887, Section 8.2 lists, in its order.
 func (s *Server) receive(now time.Time, c *Context) error {

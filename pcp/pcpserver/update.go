@@ -147,7 +147,7 @@ func (s *Server) queueError(now time.Time, e *entry, r pcp.ResultCode) {
 // queueUnsolicited replaces what the client was still to be told of the mapping:
 // that is out of date.
 func (s *Server) queueUnsolicited(now time.Time, e *entry, r pcp.ResultCode) {
-	if e.svc.Flags&FlagUpdate == 0 || !e.client.IsValid() {
+	if s.closed || e.svc.Flags&FlagUpdate == 0 || !e.client.IsValid() {
 		return
 	}
 	u := &unsolicited{e: e, seq: e.seq, result: r, info: e.info(now),
