@@ -37,7 +37,37 @@ func (d *Device) Build(b *firewall.Builder) error {
 	if d.cfg.Own {
 		b.Serve(d.cfg.Served...)
 	}
+	d.adopt(b)
 	return nil
+}
+
+// maxAdopted bounds the elements that one transaction begins with.
+const maxAdopted = 1 << 16
+
+// adopt lets running flows keep their ports in a table made anew: conntrack
+// knows them, and a new socket must not draw one of those ports before their
+// next packet is seen.
+func (d *Device) adopt(b *firewall.Builder) {
+	internal, external := map[socket]bool{}, map[slot]bool{}
+	for _, addr := range d.pool {
+		flows, err := d.cfg.Flows.Flows(ct.As(pcp.ProtocolAll, netip.AddrPortFrom(addr, 0)))
+		if err != nil {
+			d.log.Warn("the ports of running flows are unknown until their next packet", "external", addr, "err", err)
+			return
+		}
+		for _, f := range flows {
+			in, out := socket{f.Orig.Protocol, f.Orig.Src}, slot{f.Orig.Protocol, f.Reply.Dst}
+			if !f.Translated() || out.external.Port() == 0 || internal[in] || external[out] || len(external) == maxAdopted {
+				continue
+			}
+			internal[in], external[out] = true, true
+			inKey, outKey := endpointKey(in.internal, in.protocol), endpointKey(out.external, out.protocol)
+			timeout := min(max(f.Timeout, time.Minute), establishedTimeout)
+			b.Elements(mapEIM, nft.Elem{Key: inKey, Value: endpointValue(out.external), Timeout: timeout})
+			b.Elements(mapEIF, nft.Elem{Key: outKey, Value: endpointValue(in.internal), Timeout: timeout})
+			b.Elements(setTaken, nft.Elem{Key: outKey, Timeout: timeout})
+		}
+	}
 }
 
 // reservedElements are the ports that ordinary flows do not draw, as

@@ -64,6 +64,7 @@ type Flows interface {
 	Get(orig ct.Tuple) (ct.Flow, bool, error)
 	Update(orig ct.Tuple, timeout time.Duration) (bool, error)
 	End(orig ct.Tuple) error
+	Flows(m ct.Match) ([]ct.Flow, error)
 	Delete(m ct.Match, keep ...pcp.Filter) error
 }
 

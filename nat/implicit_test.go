@@ -287,3 +287,43 @@ func TestSuggestions(t *testing.T) {
 		}
 	}
 }
+
+// B-30: a table made anew knows the running flows at once.
+func TestRunningFlowsAreAdopted(t *testing.T) {
+	b := newBench(t)
+	nstest.EchoUDP(t, b.Outside, echo1)
+	nstest.EchoUDP(t, b.Outside2, echo2)
+	conn := b.Inside.ListenUDP("192.168.1.10:5000")
+	seen := b.seen(conn, echo1)
+	if err := b.table.Install(b.now); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.try(mapping(udp, "192.168.1.20:5000", seen), pcp.AddPreferFailure)
+	wantResult(t, err, pcp.ResultCannotProvideExternal)
+	if again := b.seen(conn, echo2); again != seen {
+		t.Errorf("the socket shows %s, before %s", again, seen)
+	}
+}
+
+// The router's own flows and those of prefixes that are not served are left
+// alone.
+func TestOthersAreLeftAlone(t *testing.T) {
+	b := newBench(t)
+	nstest.EchoUDP(t, b.Outside, echo1)
+	for _, tt := range []struct {
+		host  *nstest.NS
+		local string
+	}{
+		{b.Router, nstest.RouterWAN + ":4000"},
+		{b.Inside, nstest.InsidePublic + ":4000"},
+	} {
+		if seen := b.seen(tt.host.ListenUDP(tt.local), echo1); seen != tt.local {
+			t.Errorf("%s is seen as %s", tt.local, seen)
+		}
+	}
+	if list := b.list(); strings.Contains(list, unserved) {
+		t.Error("a flow that is not translated was learned")
+	}
+}
+
+const unserved = "198.51.100.10 . udp"

@@ -33,8 +33,8 @@ func (r *rules) perAddress() map[string][]nft.Rule {
 		// mapped one.
 		clash := []nft.Expr{nft.Immediate(regKey, addrValue(addr)), nft.L4Proto(regKey + 1), nft.Sport(regKey + 2),
 			nft.LookupMap(mapDNAT, regKey, regValue)}
-		chains[chainConflict] = append(chains[chainConflict], nft.R(clash, nft.Goto(chainDraw)))
-		chains[chainClash] = append(chains[chainClash], nft.R(clash, nft.Goto(chainOrdinary)))
+		chains[chainConflict] = append(chains[chainConflict], known(mapDNAT, nft.R(clash, nft.Goto(chainDraw))))
+		chains[chainClash] = append(chains[chainClash], known(mapDNAT, nft.R(clash, nft.Goto(chainOrdinary))))
 	}
 	return chains
 }
@@ -135,8 +135,8 @@ func move(src, dst int) nft.Expr {
 func (r *rules) addrOnly(addr netip.Addr) []nft.Rule {
 	var list []nft.Rule
 	for _, p := range []pcp.Protocol{pcp.ProtocolSCTP, pcp.ProtocolDCCP, pcp.ProtocolUDPLite} {
-		list = append(list, nft.R(nft.Protocol(uint8(p)), nft.Immediate(regKey, addrValue(addr)), nft.L4Proto(regKey+1),
-			nft.Sport(regKey+2), nft.LookupMap(mapDNAT, regKey, regValue), nft.Counter(), nft.Drop()))
+		list = append(list, known(mapDNAT, nft.R(nft.Protocol(uint8(p)), nft.Immediate(regKey, addrValue(addr)),
+			nft.L4Proto(regKey+1), nft.Sport(regKey+2), nft.LookupMap(mapDNAT, regKey, regValue), nft.Counter(), nft.Drop())))
 	}
 	return append(list, nft.R(nft.Immediate(regValue, addrValue(addr)), natTo(expr.NATTypeSourceNAT, false)))
 }

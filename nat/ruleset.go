@@ -95,6 +95,14 @@ func (r *rules) mapped(key []nft.Expr, in string, mark []nft.Expr, to nft.Expr) 
 	return nft.R(key, nft.LookupMap(in, regKey, regValue), mark, to)
 }
 
+// known says in a comment which map a rule asks: nft does not list a lookup
+// whose value is not used, and the kernel can ask a map without taking its
+// value only since Linux 6.5.
+func known(in string, rule nft.Rule) nft.Rule {
+	rule.Comment = "if in " + in
+	return rule
+}
+
 // dnat sends what comes to an external endpoint on to its owner. No rule
 // names an interface, so that an internal host reaches it as well (hairpin,
 // RFC 4787, REQ-9). A PEER's peer comes first: it may share the endpoint.
@@ -132,8 +140,10 @@ func (r *rules) used() []nft.Rule {
 	opened := append(append(nft.IPv4(), newFlow()...), r.turnedBack()...)
 	whole := []nft.Expr{nft.IPDaddr(regKey), nft.L4Proto(regKey + 1)}
 	return []nft.Rule{
-		nft.R(opened, destination(), nft.LookupMap(mapSNAT, regKey, regValue), nft.DynAdd(firewall.SetUsed4, regKey, 0)),
-		nft.R(opened, whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(), nft.DynAdd(firewall.SetUsed4, regKey, 0)),
+		known(mapSNAT, nft.R(opened, destination(), nft.LookupMap(mapSNAT, regKey, regValue),
+			nft.DynAdd(firewall.SetUsed4, regKey, 0))),
+		known(mapSNATAll, nft.R(opened, whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(),
+			nft.DynAdd(firewall.SetUsed4, regKey, 0))),
 	}
 }
 
@@ -144,9 +154,9 @@ func noPort() nft.Expr { return nft.Immediate(regKey+2, []byte{0, 0, 0, 0}) }
 func (r *rules) busy() []nft.Rule {
 	whole := []nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}
 	return []nft.Rule{
-		nft.R(source(), nft.LookupMap(mapSNAT, regKey, regValue), nft.Jump(firewall.ChainBusy4)),
-		nft.R(whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(),
-			nft.DynUpdate(firewall.SetBusy4, regKey, firewall.IdleUDP)),
+		known(mapSNAT, nft.R(source(), nft.LookupMap(mapSNAT, regKey, regValue), nft.Jump(firewall.ChainBusy4))),
+		known(mapSNATAll, nft.R(whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(),
+			nft.DynUpdate(firewall.SetBusy4, regKey, firewall.IdleUDP))),
 	}
 }
 
@@ -190,7 +200,7 @@ func from(p netip.Prefix) []nft.Expr {
 // whatever the remote peer: mapping is endpoint-independent (RFC 4787, REQ-1).
 func (r *rules) draw() []nft.Rule {
 	has := func(key []nft.Expr, in string) nft.Rule {
-		return nft.R(key, nft.LookupMap(in, regKey, regValue), nft.Return())
+		return known(in, nft.R(key, nft.LookupMap(in, regKey, regValue), nft.Return()))
 	}
 	list := []nft.Rule{
 		has(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut),
@@ -240,7 +250,9 @@ func (r *rules) snat() []nft.Rule {
 		r.mapped(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut, mark, snat),
 		r.mapped(source(), mapSNAT, mark, snat),
 		r.mapped([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll, mark,
-			natTo(expr.NATTypeSourceNAT, false)))
+			natTo(expr.NATTypeSourceNAT, false)),
+		// The router's own flows are none of ours; forward has not seen them.
+		nft.R(nft.Meta(expr.MetaKeyIIF, 0), nft.Eq(0, nft.Host(0)), nft.Return()))
 	for _, p := range r.served {
 		if r.own {
 			list = append(list, nft.R(from(p), nft.Goto(chainOrdinary)))
@@ -287,7 +299,7 @@ func (r *rules) learn() []nft.Rule {
 	const tcp, udp, icmp = pcp.ProtocolTCP, pcp.ProtocolUDP, pcp.ProtocolICMP
 	internal := []nft.Expr{nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regKey), nft.L4Proto(regKey + 1),
 		nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regKey+2)}
-	list := []nft.Rule{nft.R(internal, nft.LookupMap(mapSNAT, regKey, regValue), nft.Return())}
+	list := []nft.Rule{known(mapSNAT, nft.R(internal, nft.LookupMap(mapSNAT, regKey, regValue), nft.Return()))}
 	for _, p := range []pcp.Protocol{tcp, udp, icmp} {
 		// ICMP's identifier is the "source port" in both directions.
 		port := uint32(unix.NFT_CT_PROTO_DST)

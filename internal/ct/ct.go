@@ -20,8 +20,6 @@ const (
 	// readBuffer is the receive buffer of both sockets. A dump is paced by
 	// its reader, but a burst of answers must not be lost to the default.
 	readBuffer = 4 << 20
-	// patience bounds how long the kernel may take over one answer.
-	patience = 10 * time.Second
 	// attempts is how often a dump that lost messages is begun anew.
 	attempts = 3
 )
@@ -44,6 +42,10 @@ type Flow struct {
 	Replied bool
 	Mark    uint32
 }
+
+// Translated reports whether the source of what the flow's beginner sends is
+// replaced.
+func (f *Flow) Translated() bool { return f.Orig.Src != f.Reply.Dst }
 
 // Conn is a connection to ctnetlink. Its methods may be called from several
 // goroutines; they are done one after the other.
@@ -93,6 +95,15 @@ func (c *Conn) reopen() error {
 	return c.open()
 }
 
+// checked replaces the sockets if err says that messages were lost, so that
+// the next request does not read answers to this one.
+func (c *Conn) checked(err error) error {
+	if errors.Is(err, unix.ENOBUFS) {
+		return errors.Join(err, c.reopen())
+	}
+	return err
+}
+
 // Close closes the connection.
 func (c *Conn) Close() error {
 	c.mu.Lock()
@@ -110,6 +121,7 @@ func (c *Conn) Get(orig Tuple) (Flow, bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f, err := c.flows.Get(conntrack.Flow{TupleOrig: orig.wire()})
+	err = c.checked(err)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return Flow{}, false, nil
@@ -131,7 +143,7 @@ func (c *Conn) Update(orig Tuple, timeout time.Duration) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	seconds := min(max(int64(timeout/time.Second), 1), math.MaxInt32)
-	err := c.flows.Update(conntrack.Flow{TupleOrig: orig.wire(), Timeout: uint32(seconds)})
+	err := c.checked(c.flows.Update(conntrack.Flow{TupleOrig: orig.wire(), Timeout: uint32(seconds)}))
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return false, nil

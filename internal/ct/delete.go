@@ -123,7 +123,7 @@ func permitted(f Flow, keep []pcp.Filter) bool {
 func (c *Conn) End(orig Tuple) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.flows.Delete(conntrack.Flow{TupleOrig: orig.wire()})
+	err := c.checked(c.flows.Delete(conntrack.Flow{TupleOrig: orig.wire()}))
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("ct: delete %v flow from %v to %v: %w", orig.Protocol, orig.Src, orig.Dst, err)
 	}
@@ -196,7 +196,7 @@ func (m Match) pick(answers []netlink.Message) ([]Flow, error) {
 
 func (c *Conn) deleteFiltered(m Match) error {
 	_, err := c.query(m.request(netfilter.MessageType(ctDelete), netlink.Request|netlink.Acknowledge, 1))
-	return err
+	return c.checked(err)
 }
 
 // probe asks the kernel to delete the flows of an address that has none.
