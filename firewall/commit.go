@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,10 +26,13 @@ func (t *Table) Commit(_ time.Time, refused func(m *pcp.Mapping, err error)) err
 		return nil
 	}
 	err := t.sendLocked(ops)
-	if err == nil {
-		t.filters = t.filtersStaged.clone()
-	} else {
+	if err != nil {
 		t.filtersStaged = t.filters.clone()
+	} else if slices.ContainsFunc(ops, func(o op) bool { return o.kind == opStructure }) {
+		t.filters = t.filtersStaged.clone()
+		if err := t.countLocked(); err != nil {
+			t.log.Warn("a foreign change of the rules may go unnoticed", "err", err)
+		}
 	}
 	t.mu.Unlock()
 	for _, p := range parts {

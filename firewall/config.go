@@ -19,7 +19,7 @@ const TableName = "pcpd"
 const (
 	DefaultMark    uint32 = 0x100
 	DefaultGrace          = 60 * time.Second
-	DefaultSetSize uint32 = 1 << 17
+	DefaultSetSize uint32 = 1 << 16
 )
 
 // gcInterval is how often the kernel walks a set for expired elements. Its
@@ -110,9 +110,9 @@ type Rule = nft.Rule
 
 // Errors that callers tell apart.
 var (
-	// ErrTableGone: somebody deleted our table or made another in its
-	// place. Install and put the mappings back.
-	ErrTableGone = errors.New("the table inet " + TableName + " was deleted by another program")
+	// ErrTableGone: somebody deleted our table or its rules, or made another
+	// one in its place. Install and put the mappings back.
+	ErrTableGone = errors.New("the table inet " + TableName + " was changed by another program")
 	// ErrAborted is what OnDone's function gets when Abort was called.
 	ErrAborted = errors.New("the change was aborted before it was committed")
 )

@@ -3,6 +3,8 @@ package firewall
 import (
 	"testing"
 	"time"
+
+	"pcpd/internal/nft"
 )
 
 // ForgetFeatures makes the table work as on a kernel that does not update
@@ -19,6 +21,22 @@ func Disown(tb testing.TB, t *Table) {
 	}
 	t.feat.tableFlags = 0
 	if err := t.Install(time.Time{}); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Reconnect gives the table a new socket, as after lost replies.
+func Reconnect(tb testing.TB, t *Table) {
+	tb.Helper()
+	conn, err := nft.DialNetNS(t.cfg.NetNS)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.conn.Close()
+	t.conn = conn
+	if err := t.ownLocked(); err != nil {
 		tb.Fatal(err)
 	}
 }

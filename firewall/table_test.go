@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pcpd/firewall"
+	"pcpd/internal/nft"
 	"pcpd/internal/nstest"
 	"pcpd/pcp"
 )
@@ -24,7 +25,7 @@ func config(n *nstest.NS) firewall.Config {
 	}
 }
 
-func open(t *testing.T, cfg firewall.Config, ext ...firewall.Extension) *firewall.Table {
+func open(t testing.TB, cfg firewall.Config, ext ...firewall.Extension) *firewall.Table {
 	t.Helper()
 	tab, err := firewall.Open(cfg, ext...)
 	if err != nil {
@@ -34,7 +35,7 @@ func open(t *testing.T, cfg firewall.Config, ext ...firewall.Extension) *firewal
 	return tab
 }
 
-func install(t *testing.T, cfg firewall.Config, ext ...firewall.Extension) *firewall.Table {
+func install(t testing.TB, cfg firewall.Config, ext ...firewall.Extension) *firewall.Table {
 	t.Helper()
 	tab := open(t, cfg, ext...)
 	if err := tab.Install(time.Now()); err != nil {
@@ -43,7 +44,7 @@ func install(t *testing.T, cfg firewall.Config, ext ...firewall.Extension) *fire
 	return tab
 }
 
-func commit(t *testing.T, tab *firewall.Table) {
+func commit(t testing.TB, tab *firewall.Table) {
 	t.Helper()
 	if err := tab.Commit(time.Now(), nil); err != nil {
 		t.Fatal(err)
@@ -184,8 +185,38 @@ func TestTableGone(t *testing.T) {
 	if err := tab.Install(time.Now()); err != nil {
 		t.Fatal(err)
 	}
+	n.Run("nft", "flush", "chain", "inet", "pcpd", "forward")
+	if err := tab.Verify(); !errors.Is(err, firewall.ErrTableGone) {
+		t.Errorf("without its rules: Verify says %v, want ErrTableGone", err)
+	}
+	if err := tab.Install(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 1}})
+	tab.StageChain("more", nft.R(nft.Counter()))
+	commit(t, tab)
+	if err := tab.Verify(); err != nil {
+		t.Errorf("after a change of ours: %v", err)
+	}
+}
+
+func TestNewSocketTakesTheTableBack(t *testing.T) {
+	n := nstest.New(t, "socket")
+	tab := install(t, config(n))
 	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 1}})
 	commit(t, tab)
+	firewall.Reconnect(t, tab)
+	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 2}})
+	commit(t, tab)
+	for _, last := range []byte{1, 2} {
+		if _, _, found, err := tab.Lookup("pin4a", []byte{192, 0, 2, last}); !found || err != nil {
+			t.Errorf("element %d: found %v, %v", last, found, err)
+		}
+	}
+	n.Run("nft", "flush", "ruleset")
+	if err := tab.Verify(); err != nil {
+		t.Errorf("a flush reached the table: %v", err)
+	}
 }
 
 func TestServedPrefixes(t *testing.T) {

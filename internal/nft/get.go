@@ -139,6 +139,21 @@ func (c *Conn) GetTable(name string) (info TableInfo, found bool, err error) {
 	return info, found, nil
 }
 
+// CountRules returns the number of rules in a table.
+func (c *Conn) CountRules(table string) (n int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.req.Reset()
+	at := c.req.begin(unix.NFT_MSG_GETRULE, 0)
+	c.req.buf = appendString(c.req.buf, unix.NFTA_RULE_TABLE, table)
+	c.req.finish(at)
+	err = c.read(unix.NLM_F_DUMP, unix.NFT_MSG_NEWRULE, func([]byte) error { n++; return nil })
+	if err != nil {
+		return 0, fmt.Errorf("list the rules of table %s: %w", table, err)
+	}
+	return n, nil
+}
+
 // Generation returns the ruleset's generation number, to which every commit in
 // the network namespace adds one.
 func (c *Conn) Generation() (id uint32, err error) {
