@@ -68,7 +68,7 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 // independent filtering would break the peer-to-peer applications that RFC
 // 6888, REQ-7 has in mind, so with our own firewall there is both.
 func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger) nat.Config {
-	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall, EIF: !c.hostFirewall,
+	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall,
 		Flows: flows, Logger: log}
 	for _, r := range c.reserve {
 		cfg.Reserved = append(cfg.Reserved, nat.PortRange{First: r.first, Last: r.last})
