@@ -135,11 +135,15 @@ func (d *device) grantable(p pcp.Protocol, internal, ext netip.AddrPort) bool {
 		return false
 	}
 	free := true
-	d.each(func(h *held) {
+	taken := func(h *held) {
 		if h.Protocol == p && h.External == ext && h.Internal != internal {
 			free = false
 		}
-	})
+	}
+	d.each(taken)
+	for _, h := range d.mappings { // a staged deletion may yet be refused
+		taken(h)
+	}
 	for k, e := range d.flows {
 		if k.Protocol == p && e == ext && k.Internal != internal {
 			free = false
