@@ -214,7 +214,7 @@ func (d *daemon) endpoints() []pcpserver.Endpoint {
 func (d *daemon) interfacesChanged() {
 	for _, name := range append(slices.Clone(d.cfg.internal), d.cfg.external) {
 		i := d.monitor.Interface(name)
-		d.log.Info("interface changed", "ifname", name, "index", i.Index, "up", i.Up, "addresses", len(i.Addresses))
+		d.log.Debug("interface", "ifname", name, "index", i.Index, "up", i.Up, "addresses", len(i.Addresses))
 	}
 	if !d.cfg.followsExternal() {
 		return
