@@ -62,7 +62,7 @@ func parseSeconds(s string) (time.Duration, error) {
 		d, err = time.Duration(n)*time.Second, nil
 	}
 	if err != nil || d < 0 || d > maxSeconds*time.Second {
-		return 0, fmt.Errorf("want seconds from 0 to %d, or a duration such as 30m or 12h", maxSeconds)
+		return 0, fmt.Errorf("want seconds from 0 to %d, or a duration such as 30m or 12h", int64(maxSeconds))
 	}
 	return d, nil
 }
