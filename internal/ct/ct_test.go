@@ -260,4 +260,14 @@ func TestDeleteIPv6(t *testing.T) {
 	if n := count(t, c, ct.To(pcp.ProtocolUDP, there)); n != 1 {
 		t.Errorf("%d flows of the neighbour are left, want 1", n)
 	}
+	left, err := c.Flows(ct.To(pcp.ProtocolUDP, there))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("flows of the neighbour: %v, %v", left, err)
+	}
+	if err := c.End(left[0].Orig); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, c, ct.To(pcp.ProtocolUDP, there)); n != 0 {
+		t.Errorf("%d flows are left after End", n)
+	}
 }

@@ -123,7 +123,9 @@ func permitted(f Flow, keep []pcp.Filter) bool {
 func (c *Conn) End(orig Tuple) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.checked(c.flows.Delete(conntrack.Flow{TupleOrig: orig.wire()}))
+	// The library takes the family from both tuples, the kernel looks at the
+	// first alone.
+	err := c.checked(c.flows.Delete(conntrack.Flow{TupleOrig: orig.wire(), TupleReply: orig.wire()}))
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("ct: delete %v flow from %v to %v: %w", orig.Protocol, orig.Src, orig.Dst, err)
 	}
