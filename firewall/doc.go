@@ -7,19 +7,19 @@
 // A packet through the router meets these base chains; none has a policy other
 // than accept. nat adds its own at prerouting -100 and postrouting 100.
 //
-//	prerouting -150   prerouting   ct mark & BIT: flow; no established flow: new4, new6
-//	     |                           new4   is it to or from a pin, or of a PEER mapping?
-//	     |                                  then mark packet and flow, note the socket in used4
-//	     |                           flow   restore the packet's mark; from inside: outbound4
-//	     |                           outbound4  note the mapped socket in busy4
+//	prerouting -150   prerouting   ct mark & BIT: marked; no established flow: new4, new6
+//	     |                           newN   is it to or from a pin, or of a PEER mapping?
+//	     |                                  then mark packet and flow, note the socket in usedN
+//	     |                           marked restore the packet's mark; from inside: outboundN
+//	     |                           outboundN  note the mapped socket in busyN
 //	     |
-//	forward 0         forward      to a filtered socket: filter4 -> check4: permitted peers
+//	forward 0         forward      to a filtered socket: filterN -> checkN: permitted peers
 //	     |                         return, others are dropped, whatever direction the flow
 //	     |                         began in and before anything is accepted
 //	     |                       only with Config.Own:
 //	     |                         meta mark & BIT accept
 //	     |                         ct state established,related accept
-//	     |                         accept (rules of extensions)
+//	     |                         accepted (rules of extensions)
 //	     v                         from External to a served prefix: drop
 //
 // Everything that changes with a mapping is an element of a hash set, never a
@@ -31,12 +31,15 @@
 //	pinNp, pinNa      address . protocol, address         a wildcard one
 //	peerN             internal socket . remote socket     a PEER mapping; peerNp without ports
 //	filteredN(p, a)   as pinN, of the internal side       has filters
-//	allowN(p, a)_L    the same . remote address & /L      a permitted peer; with _p also its port
+//	allowN(p, a)_L    the same . remote address & /L      a permitted peer; with _p also its port;
+//	                                                      _0 has no address
 //	usedN             address . protocol . port           carried a flow, so its end must cut flows
 //	busyN             address . protocol . port           sent something within the idle time
 //
-// The sets allow* and the rules that ask them are made when a prefix length is
-// used for the first time, in the transaction that needs them.
+// Wildcards are in usedN and busyN with port 0, and with protocol 255 if they
+// cover all protocols. The sets allow* and the rules that ask them are made
+// when a prefix length is used for the first time, in the transaction that
+// needs them.
 //
 // Elements time out in the kernel Config.Grace after the mapping, so that a
 // dead daemon leaves nothing behind for long; a living one deletes them itself.

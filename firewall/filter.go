@@ -3,7 +3,6 @@ package firewall
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -278,14 +277,4 @@ func (t *Table) needWildcards(f *fam, shape Shape, all []allowSet) {
 		}
 	}
 	t.StageChain(chainFilter+f.n, filterRules(f, true)...)
-}
-
-// Permits reports whether one of filters permits a remote peer.
-func Permits(filters []pcp.Filter, peer netip.AddrPort) bool {
-	for _, f := range filters {
-		if f.Peers.Contains(peer.Addr().Unmap()) && (f.Port == 0 || f.Port == peer.Port()) {
-			return true
-		}
-	}
-	return len(filters) == 0
 }

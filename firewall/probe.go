@@ -19,6 +19,29 @@ type features struct {
 	tableFlags uint32 // owner and persist, if the kernel has both (6.9)
 }
 
+// Probe tries out what the kernel can do, for who wants to know the Features
+// before Install. It makes a table of its own for a moment.
+func (t *Table) Probe() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.probeLocked(); err != nil {
+		return fmt.Errorf("firewall: try out the kernel: %w", explain(err))
+	}
+	return nil
+}
+
+func (t *Table) probeLocked() error {
+	if t.probed {
+		return nil
+	}
+	feat, err := probe(t.conn)
+	if err != nil {
+		return err
+	}
+	t.feat, t.probed = feat, true
+	return nil
+}
+
 // Features tells in words what the kernel has and what is done without it.
 func (t *Table) Features() []string {
 	t.mu.Lock()

@@ -186,7 +186,7 @@ func buildChains(b *Builder) {
 		Hook: nftables.ChainHookPrerouting, Priority: -150})
 	b.Chain(nft.Chain{Name: ChainForward, Type: nftables.ChainTypeFilter,
 		Hook: nftables.ChainHookForward, Priority: 0})
-	for _, name := range []string{ChainAccept, ChainFlow} {
+	for _, name := range []string{ChainAccept, ChainFlow, chainNew, chainFilter} {
 		b.Chain(nft.Chain{Name: name})
 	}
 	for _, n := range []string{"4", "6"} {
@@ -197,8 +197,11 @@ func buildChains(b *Builder) {
 
 	b.Rules(ChainPrerouting,
 		nft.R(nft.HasBit(nft.Ct(expr.CtKeyMARK, 0), c.Mark), nft.Jump(ChainFlow)),
-		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), ctStatesNoFlow), nft.IPv4(), nft.Jump(ChainNew4)),
-		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), ctStatesNoFlow), nft.IPv6(), nft.Jump(ChainNew6)))
+		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), ctStatesNoFlow), nft.Jump(chainNew)))
+	for _, f := range families(c) {
+		b.Rules(chainNew, nft.R(f.is(), nft.Goto(chainNew+f.n)))
+		b.Rules(chainFilter, nft.R(f.is(), nft.Goto(chainFilter+f.n)))
+	}
 
 	b.Rules(ChainFlow,
 		nft.R(fromInternal(), nft.IPv4(), nft.Jump(ChainOutbound4)),
@@ -211,12 +214,9 @@ func buildChains(b *Builder) {
 
 	// FILTER is asked before anything accepts, of what comes from outside
 	// and of what was turned around inside by translation.
-	for _, f := range families(c) {
-		jump := nft.Jump(chainFilter + f.n)
-		b.Rules(ChainForward,
-			nft.R(iif(), nft.LookupNot(SetInternal, 0), f.is(), jump),
-			nft.R(fromInternal(), nft.AnyBit(nft.Ct(expr.CtKeySTATUS, 0), ctStatusDNAT), f.is(), jump))
-	}
+	b.Rules(ChainForward,
+		nft.R(iif(), nft.LookupNot(SetInternal, 0), nft.Jump(chainFilter)),
+		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATUS, 0), ctStatusDNAT), fromInternal(), nft.Jump(chainFilter)))
 	if !c.Own {
 		return
 	}

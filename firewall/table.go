@@ -90,12 +90,8 @@ func (t *Table) resetLocked() {
 }
 
 func (t *Table) installLocked() error {
-	if !t.probed {
-		feat, err := probe(t.conn)
-		if err != nil {
-			return err
-		}
-		t.feat, t.probed = feat, true
+	if err := t.probeLocked(); err != nil {
+		return err
 	}
 	// Somebody may make or delete the table between looking and committing;
 	// once is enough of an excuse.
