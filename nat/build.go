@@ -20,6 +20,10 @@ func (d *Device) Build(b *firewall.Builder) error {
 		served: d.cfg.Served, pool: d.pool}
 	b.Set(sets()...)
 	b.Elements(setReserved, reservedElements(d.cfg.Reserved)...)
+	d.services = d.listening()
+	for s := range d.services {
+		b.Elements(setService, nft.Elem{Key: portKey(s.Protocol, s.Addr.Port())})
+	}
 	for _, chain := range chains(d.cfg.Own) {
 		b.Chain(chain)
 	}
@@ -172,11 +176,11 @@ func (d *Device) forgetOrdinary(now time.Time) {
 			d.table.Put(nil, b.takenElement(now))
 		}
 	}
-	for _, q := range d.alloc.queue {
-		if left := q.until.Sub(now); left > 0 && q.protocol.HasPorts() {
-			d.table.Put(nil, firewall.Element{Set: setTaken, Key: endpointKey(q.external, q.protocol), Timeout: left})
+	d.alloc.resting(now, func(s slot, left time.Duration) {
+		if s.protocol.HasPorts() {
+			d.table.Put(nil, firewall.Element{Set: setTaken, Key: endpointKey(s.external, s.protocol), Timeout: left})
 		}
-	}
+	})
 }
 
 // leave ends what is left of an external address.

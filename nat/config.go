@@ -50,6 +50,9 @@ type Config struct {
 	// InUse tells whether a service of the router itself has the port; nil
 	// is BindInUse.
 	InUse func(protocol pcp.Protocol, addr netip.Addr, port uint16) bool
+	// Services lists what the router itself listens on, for EIF; nil is
+	// Listening. The list is read by Install and by RefreshServices.
+	Services func() ([]Service, error)
 	// Flows is the conntrack connection. The Device does not close it.
 	Flows Flows
 	// Rand draws ports; nil is a generator with a seed from the system, so

@@ -7,10 +7,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 
+	"pcpd/firewall"
 	"pcpd/internal/nstest"
 	"pcpd/nat"
 	"pcpd/pcp"
@@ -327,3 +329,34 @@ func TestOthersAreLeftAlone(t *testing.T) {
 }
 
 const unserved = "198.51.100.10 . udp"
+
+// E-24, E-29: an open connection's port is kept for 2 h 4 min, that of one
+// that was reset for minutes.
+func TestPortOfTCPConnection(t *testing.T) {
+	b := newBench(t)
+	ln := b.Outside.ListenTCP(nstest.OutsideAddr + ":80")
+	conn, err := b.Inside.DialTCP("192.168.1.10:5000", nstest.OutsideAddr+":80", wait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ln.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() time.Duration {
+		_, left, _, err := b.table.Lookup("eim4", firewall.Key4(netip.MustParseAddr("192.168.1.10"), tcp, 5000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return left
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, wait, "2 h 4 min for an open connection", func() bool { return left() > 2*time.Hour })
+	if err := server.SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	nstest.Eventually(t, wait, "5 min for one that was reset", func() bool { return left() <= 5*time.Minute })
+}

@@ -38,8 +38,8 @@ func protocolKey(a netip.Addr, protocol pcp.Protocol) []byte {
 	return append(ip[:], byte(protocol), 0, 0, 0)
 }
 
-// strayKey is "protocol . port".
-func strayKey(protocol pcp.Protocol, port uint16) []byte {
+// portKey is "protocol . port".
+func portKey(protocol pcp.Protocol, port uint16) []byte {
 	return []byte{byte(protocol), 0, 0, 0, byte(port >> 8), byte(port), 0, 0}
 }
 

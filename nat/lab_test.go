@@ -74,6 +74,10 @@ func newBench(t testing.TB, options ...option) *bench {
 			b.Router.Do(func() { used = nat.BindInUse(p, a, port) })
 			return used
 		},
+		Services: func() (list []nat.Service, err error) {
+			b.Router.Do(func() { list, err = nat.Listening() })
+			return list, err
+		},
 	}
 	fc := firewall.Config{Own: true, Internal: []string{nstest.LAN}, External: nstest.WAN, Flows: b.flows, NetNS: fd}
 	for _, o := range options {

@@ -28,6 +28,7 @@ type Device struct {
 	pool     pool
 	alloc    *allocator
 	bindings map[socket]*binding
+	services map[Service]bool // what setService has
 }
 
 // New returns a Device. Nothing is asked of the kernel yet.
@@ -40,6 +41,9 @@ func New(cfg Config) (*Device, error) {
 	}
 	if cfg.InUse == nil {
 		cfg.InUse = BindInUse
+	}
+	if cfg.Services == nil {
+		cfg.Services = Listening
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -233,7 +237,7 @@ func (d *Device) strayed(m *pcp.Mapping) bool {
 	if m.Protocol != pcp.ProtocolTCP && m.Protocol != pcp.ProtocolUDP {
 		return true
 	}
-	_, _, found, err := d.table.Lookup(setStray, strayKey(m.Protocol, m.External.Port()))
+	_, _, found, err := d.table.Lookup(setStray, portKey(m.Protocol, m.External.Port()))
 	return found || err != nil
 }
 

@@ -182,10 +182,14 @@ func (a *allocator) take(s slot) claim {
 	return c
 }
 
-// undo makes the port what it was before take.
+// undo makes the port what it was before take. One that was released since
+// then stays so.
 func (a *allocator) undo(c claim) {
 	p := a.ports(c.slot)
 	port := c.external.Port()
+	if _, held := p.held[port]; held {
+		return
+	}
 	if c.prior.until.IsZero() {
 		p.clear(port)
 		return
@@ -225,6 +229,20 @@ func (a *allocator) expire(now time.Time) {
 		if h, held := p.held[port]; held && h.until.Equal(q.until) {
 			delete(p.held, port)
 			p.clear(port)
+		}
+	}
+}
+
+// resting calls f for each port in quarantine.
+func (a *allocator) resting(now time.Time, f func(s slot, left time.Duration)) {
+	a.expire(now)
+	for _, q := range a.queue {
+		p := a.spaces[space{q.external.Addr(), q.protocol}]
+		if p == nil {
+			continue
+		}
+		if h, held := p.held[q.external.Port()]; held && h.until.Equal(q.until) {
+			f(q.slot, q.until.Sub(now))
 		}
 	}
 }

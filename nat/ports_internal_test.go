@@ -96,6 +96,27 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
+// A port that was released after it was taken stays in quarantine.
+func TestUndoAfterRelease(t *testing.T) {
+	a := testAllocator(time.Minute)
+	c := a.take(at(4000))
+	a.release(testTime, at(4000), client(1))
+	a.undo(c)
+	if a.grantable(testTime, at(4000), client(2)) {
+		t.Error("undo ended the quarantine")
+	}
+	rests := 0
+	a.resting(testTime, func(s slot, left time.Duration) {
+		if s != at(4000) || left != time.Minute {
+			t.Errorf("%v rests for %v", s, left)
+		}
+		rests++
+	})
+	if rests != 1 {
+		t.Errorf("%d ports rest", rests)
+	}
+}
+
 func TestQuarantineIsBounded(t *testing.T) {
 	a := testAllocator(2 * time.Minute)
 	for range 65536 {

@@ -1,12 +1,16 @@
 package nat_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
+
+	"pcpd/internal/nstest"
+	"pcpd/nat"
 )
 
 // nft must be able to list what we write, in every configuration.
-func TestListing(t *testing.T) {
+func TestRulesetIsListed(t *testing.T) {
 	tests := []struct {
 		name    string
 		options []option
@@ -16,6 +20,10 @@ func TestListing(t *testing.T) {
 		{"host mode", []option{hostMode}, []string{"srcnat - 1", "@dnat4"}},
 		{"endpoint-independent filtering", []option{openEIF}, []string{"map @eif4"}},
 		{"pool", []option{external("203.0.113.16/28", "203.0.113.2/32")}, []string{"jhash @nh,96,32 mod 17 seed 0x50435036", "snat ip to 203.0.113.31"}},
+		{"with both firewalls", []option{func(_ *nat.Config, f *firewallConfig) {
+			f.FW4, f.FW6 = true, true
+			f.Served4 = []netip.Prefix{netip.MustParsePrefix(nstest.PublicPrefix)}
+		}}, []string{"@pin4", "192.168.1.0/24, 198.51.100.0/24"}},
 		{"no address", []option{external()}, []string{"pool4-port"}},
 	}
 	for _, tt := range tests {

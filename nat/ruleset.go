@@ -1,9 +1,9 @@
 package nat
 
 import (
-	"time"
-
+	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -116,7 +116,9 @@ func (r *rules) dnat() []nft.Rule {
 			natTo(expr.NATTypeDestNAT, false)),
 	}
 	if r.eif {
-		list = append(list, r.mapped(destination(), mapEIF, mark, dnat))
+		// What the router listens on is not an ordinary socket's.
+		open := append([]nft.Expr{nft.L4Proto(regKey), nft.Dport(regKey + 1), nft.LookupNot(setService, regKey)}, destination()...)
+		list = append(list, r.mapped(open, mapEIF, mark, dnat))
 	}
 	return list
 }
@@ -231,6 +233,9 @@ func (r *rules) postrouting() []nft.Rule {
 	return []nft.Rule{
 		nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), nft.Goto(chainSNAT)),
 		nft.R(nft.IPv4(), fromInside(), r.turnedBack(), nft.Goto(chainSNAT)),
+		// A bridge with br_netfilter turns packets back by itself, and there
+		// this hook is not told the interface they came by.
+		nft.R(nft.IPv4(), nft.IifName(""), r.turnedBack(), nft.Goto(chainSNAT)),
 	}
 }
 
@@ -250,9 +255,7 @@ func (r *rules) snat() []nft.Rule {
 		r.mapped(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut, mark, snat),
 		r.mapped(source(), mapSNAT, mark, snat),
 		r.mapped([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll, mark,
-			natTo(expr.NATTypeSourceNAT, false)),
-		// The router's own flows are none of ours; forward has not seen them.
-		nft.R(nft.Meta(expr.MetaKeyIIF, 0), nft.Eq(0, nft.Host(0)), nft.Return()))
+			natTo(expr.NATTypeSourceNAT, false)))
 	for _, p := range r.served {
 		if r.own {
 			list = append(list, nft.R(from(p), nft.Goto(chainOrdinary)))
@@ -289,8 +292,16 @@ func (r *rules) learnHook() []nft.Rule {
 		nft.R(nft.IPv4(), nft.OifName(r.external), sent, nft.Goto(chainLearn)),
 		nft.R(nft.IPv4(), sent, nft.AnyBit(status(), statusDNAT),
 			nft.HasBit(nft.Ct(expr.CtKeyMARK, 0), r.mark), nft.Goto(chainLearn)),
+		// A reset from outside is a connection's last packet: without it the
+		// port would be kept for as long as an open one's.
+		nft.R(nft.IPv4(), nft.Protocol(uint8(pcp.ProtocolTCP)),
+			nft.Payload(expr.PayloadBaseTransportHeader, 13, 1, 0), nft.And(0, []byte{tcpReset}), nft.Ne(0, []byte{0}),
+			nft.Ct(expr.CtKeyDIRECTION, 0), nft.Eq(0, []byte{nft.DirReply}), nft.AnyBit(status(), statusSNAT),
+			nft.Goto(chainLearn)),
 	}
 }
+
+const tcpReset = 0x04
 
 // learn keeps the mapping of an ordinary socket alive by what it sends, and
 // notes one that is not known: another firewall's, or ours from before the
@@ -323,12 +334,15 @@ func (r *rules) learn() []nft.Rule {
 	return list
 }
 
-// established matches TCP connections that conntrack expects to be idle for
-// long: it gives those that open or close minutes only.
+// established matches TCP connections that neither open nor close: conntrack
+// then expects another packet within its timeout for established ones or,
+// while data are not acknowledged, 5 minutes. RFC 5382, REQ-5, has 4 minutes
+// for the other states, Linux 2.
 func established() []nft.Expr {
+	const milliseconds = 270_000
 	return []nft.Expr{
 		nft.Ct(expr.CtKeyEXPIRATION, 0),
 		nft.E(&expr.Byteorder{SourceRegister: nft.Reg(0), DestRegister: nft.Reg(0), Op: expr.ByteorderHton, Len: 4, Size: 4}),
-		nft.E(&expr.Cmp{Op: expr.CmpOpGt, Register: nft.Reg(0), Data: []byte{0, 0x09, 0x27, 0xc0}}), // 600,000 ms
+		nft.E(&expr.Cmp{Op: expr.CmpOpGt, Register: nft.Reg(0), Data: binary.BigEndian.AppendUint32(nil, milliseconds)}),
 	}
 }

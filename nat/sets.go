@@ -21,7 +21,8 @@ const (
 	mapEIF      = "eif4"     // external endpoint : internal endpoint, of ordinary flows
 	setTaken    = "taken4"   // external endpoints that no ordinary flow may draw
 	setReserved = "reserved4"
-	setStray    = "stray4" // protocol . port of inbound packets that no mapping took
+	setService  = "service4" // protocol . port on which the router itself listens
+	setStray    = "stray4"   // protocol . port of inbound packets that no mapping took
 
 	chainPrerouting  = "nat-prerouting"
 	chainStray       = "nat-stray"
@@ -81,7 +82,7 @@ var (
 	protocolType = []nftables.SetDatatype{nft.TypeIPAddr, nft.TypeInetProto}
 	valueType    = []nftables.SetDatatype{nft.TypeIPAddr, nft.TypeInetService}
 	addrType     = []nftables.SetDatatype{nft.TypeIPAddr}
-	strayType    = []nftables.SetDatatype{nft.TypeInetProto, nft.TypeInetService}
+	portKeyType  = []nftables.SetDatatype{nft.TypeInetProto, nft.TypeInetService}
 	portType     = []nftables.SetDatatype{nft.TypeInetService}
 )
 
@@ -105,7 +106,8 @@ func sets() []nft.Set {
 		implicit(mapEIF, valueType),
 		implicit(setTaken, nil),
 		{Name: setReserved, Key: portType, Interval: true},
-		{Name: setStray, Key: strayType, HasTimeout: true, Timeout: strayTimeout, Dynamic: true,
+		{Name: setService, Key: portKeyType},
+		{Name: setStray, Key: portKeyType, HasTimeout: true, Timeout: strayTimeout, Dynamic: true,
 			Size: maxStray, GCInterval: gcInterval},
 	}
 }
