@@ -33,7 +33,7 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 		}
 	}()
 	if p.flows, err = ct.Dial(0); err != nil {
-		return p, fmt.Errorf("connection tracking cannot be asked; pcpd needs CAP_NET_ADMIN and the kernel's nf_conntrack_netlink: %w", err)
+		return p, noConntrack(err)
 	}
 	var extensions []firewall.Extension
 	if c.serves(pcpserver.TypeNAT444) {
@@ -64,11 +64,9 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 	return p, nil
 }
 
-// natConfig is c as the nat package says it. Strangers reach an internal
-// socket through a mapping only: ordinary flows are not open to all peers.
+// natConfig is c as the nat package says it.
 func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger) nat.Config {
-	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall,
-		Flows: flows, Logger: log}
+	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall, Flows: flows, Logger: log}
 	for _, r := range c.reserve {
 		cfg.Reserved = append(cfg.Reserved, nat.PortRange{First: r.first, Last: r.last})
 	}
@@ -143,6 +141,9 @@ func (p *dataPath) run(ctx context.Context, lost func() error) error {
 	}
 }
 
+// examine says what the kernel can do, and whether the table is in it.
+func (p *dataPath) examine() ([]string, error) { return p.table.Features(), p.table.Verify() }
+
 // close leaves the table in the kernel, or removes it.
 func (p *dataPath) close(remove bool) error {
 	var errs []error
@@ -165,14 +166,23 @@ func probeKernel() ([]string, error) {
 	t, err := anyTable()
 	if err == nil {
 		features = append(features, "the kernel has nf_tables")
-		err = t.Close()
+		if err = t.Probe(); err == nil {
+			features = append(features, t.Features()...)
+		}
+		err = errors.Join(err, t.Close())
 	}
 	conn, cterr := ct.Dial(0)
 	if cterr == nil {
 		features = append(features, "the kernel has connection tracking")
 		cterr = conn.Close()
+	} else {
+		cterr = noConntrack(cterr)
 	}
 	return features, errors.Join(err, cterr)
+}
+
+func noConntrack(err error) error {
+	return fmt.Errorf("connection tracking cannot be asked; pcpd needs CAP_NET_ADMIN and the kernel's nf_conntrack_netlink: %w", err)
 }
 
 // anyTable connects to nf_tables. The interfaces matter to Install only.

@@ -130,6 +130,7 @@ func (d *daemon) start() error {
 		return err
 	}
 	d.closers = append(d.closers, func() error { return d.path.close(d.cfg.removeOnExit) })
+	d.machine.kernel = d.path.examine
 	d.server, err = pcpserver.New(d.serverConfig(st), now)
 	if err != nil {
 		return err

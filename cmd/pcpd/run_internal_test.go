@@ -3,14 +3,21 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"pcpd/firewall"
+	"pcpd/internal/netif"
 	"pcpd/internal/nstest"
+	"pcpd/pcp"
+	"pcpd/pcp/pcpserver"
 )
 
 func TestMain(m *testing.M) { nstest.Main(m) }
@@ -96,7 +103,7 @@ func TestRunCheckAndCleanup(t *testing.T) {
 	}
 	n.Forward()
 	code, stdout, stderr = runIn(t.Context(), n, base+"--check")
-	for _, part := range []string{"ok       the kernel has nf_tables", "warning  the external address 10.0.0.2 is not a public one", "plan     nat444: it maps ports of"} {
+	for _, part := range []string{"ok       the kernel has nf_tables", "ok       renewals ", "warning  the external address 10.0.0.2 is not a public one", "plan     nat444: it maps ports of"} {
 		if code != 0 || !strings.Contains(stdout, part) {
 			t.Errorf("exit code %d\n%s%swant %q", code, stdout, stderr, part)
 		}
@@ -113,6 +120,56 @@ func TestRunCheckAndCleanup(t *testing.T) {
 			t.Errorf("after cleanup there is %q", got)
 		}
 	}
+}
+
+// Where other programs can delete the table, it comes back with everything
+// that was in it.
+func TestTableComesBack(t *testing.T) {
+	lab := nstest.NewLab(t)
+	dir := t.TempDir()
+	d := &daemon{
+		cfg: parse(t, base+"--state "+dir), log: slog.New(slog.DiscardHandler), started: time.Now(),
+	}
+	lab.Router.Do(func() {
+		var err error
+		if d.monitor, err = netif.Open(netif.Config{Names: []string{"lan0", "wan0"}}); err != nil {
+			t.Fatal(err)
+		}
+		d.closers = append(d.closers, d.monitor.Close)
+		d.machine = thisMachine(d.monitor)
+		if err := d.refuse(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.start(); err != nil {
+			t.Fatal(err)
+		}
+		r := pcp.Request{Version: pcp.Version2, Opcode: pcp.OpcodeMap, Lifetime: time.Hour, Client: netip.MustParseAddr(nstest.InsideAddr),
+			Protocol: pcp.ProtocolUDP, InternalPort: 5000, SuggestedExternal: netip.MustParseAddrPort("0.0.0.0:7777")}
+		c := pcpserver.Context{Packet: pcpserver.Packet{Data: r.AppendTo(nil), IfIndex: d.monitor.Interface("lan0").Index,
+			Remote: netip.AddrPortFrom(r.Client, 6000), Local: netip.MustParseAddrPort(nstest.RouterLAN + ":5351")}}
+		if !d.server.RunOnce(d.clock.now(), &c) || c.Reply[3] != 0 {
+			t.Fatalf("MAP is answered with %x", c.Reply)
+		}
+	})
+	defer func() { must(t, d.close()) }()
+	mapped := func() bool {
+		out, err := lab.Router.Try("nft", "get", "element", "inet", "pcpd", "dnat4", "{ "+nstest.RouterWAN+" . udp . 7777 }")
+		return err == nil && strings.Contains(out, nstest.InsideAddr+" . 5000")
+	}
+	if !mapped() {
+		t.Fatal("the mapping is not in the kernel")
+	}
+	// The kernel lets only the owner do it; to Verify it is the same.
+	must(t, d.path.table.Remove())
+	if _, err := d.path.examine(); !errors.Is(err, firewall.ErrTableGone) {
+		t.Errorf("examine: %v, want %v", err, firewall.ErrTableGone)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.path.run(ctx, d.reinstall) }()
+	nstest.Eventually(t, 10*time.Second, "the mapping is back", mapped)
+	cancel()
+	must(t, <-done)
 }
 
 func TestNotify(t *testing.T) {
