@@ -64,7 +64,8 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 	return p, nil
 }
 
-// natConfig is c as the nat package says it.
+// natConfig is c as the nat package says it. Strangers reach an internal
+// socket through a mapping only: ordinary flows are not open to all peers.
 func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger) nat.Config {
 	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall, Flows: flows, Logger: log}
 	for _, r := range c.reserve {
