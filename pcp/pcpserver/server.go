@@ -44,17 +44,7 @@ const (
 func (s *Server) Serve(ctx context.Context, clock func() time.Time, conns ...PacketConn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s.mu.Lock()
-	if s.cfg.Sender == nil {
-		s.cfg.Sender = anyConn(conns)
-	}
-	s.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() {
-		for _, c := range conns {
-			c.Close()
-		}
-	})
-	defer stop()
+	defer s.borrow(conns)()
 	var wg sync.WaitGroup
 	for _, c := range conns {
 		wg.Go(func() {
@@ -72,6 +62,22 @@ func (s *Server) Serve(ctx context.Context, clock func() time.Time, conns ...Pac
 		return err
 	}
 	return nil
+}
+
+// borrow makes the conns the Sender, if there is none, until the returned
+// function is called.
+func (s *Server) borrow(conns []PacketConn) (giveBack func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cfg.Sender != nil {
+		return func() {}
+	}
+	s.cfg.Sender = anyConn(conns)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cfg.Sender = nil
+	}
 }
 
 // read answers the requests of one connection. Those that wait together are
