@@ -11,7 +11,8 @@
 //
 //	prerouting  -100  peer4in   the flow of a PEER mapping
 //	                  dnat4     a MAP mapping; dnat4p for protocols without ports
-//	                  eif4      an ordinary socket, only with Config.EIF
+//	                  eif4      an ordinary socket, only with Config.EIF, and not
+//	                            for a port that the router listens on (service4)
 //	prerouting   -99  used4, stray4: what was opened, what was not translated
 //	forward       10  a served host's new socket gets a port of its address:
 //	                  it is drawn until taken4 does not have it, and noted in
