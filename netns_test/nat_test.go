@@ -160,8 +160,8 @@ func TestNAT444Delete(t *testing.T) {
 	})
 }
 
-// Flows that nobody asked for: endpoint-independent mapping and filtering,
-// and how they live with explicit mappings.
+// Flows that nobody asked for: endpoint-independent mapping, filtering by
+// peer, and how they live with explicit mappings.
 func TestNAT444OrdinaryFlows(t *testing.T) {
 	t.Parallel()
 	lab := nstest.NewLab(t)
@@ -184,10 +184,12 @@ func TestNAT444OrdinaryFlows(t *testing.T) {
 			t.Errorf("both are %v", first)
 		}
 	})
-	t.Run("E-9 a third host reaches a socket that has spoken", func(t *testing.T) {
+	t.Run("E-9 a third host needs a mapping to reach a socket that has spoken", func(t *testing.T) {
 		conn := lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 6002))
 		external := sameSocket(t, conn, one)
 		go nstest.ServeEchoUDP(conn)
+		notReached(t, lab.Outside2, "udp", "", external.String())
+		c.mapped("udp", 6002)
 		reached(t, lab.Outside2, "udp", "", external.String())
 	})
 	t.Run("tcp goes out", func(t *testing.T) {
