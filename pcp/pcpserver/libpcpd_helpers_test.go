@@ -74,7 +74,13 @@ func (s *libServer) Send(p *pcpserver.Packet) error {
 
 func newLib(t testing.TB, typ pcpserver.Type, edits ...func(*pcpserver.Config)) *libServer {
 	t.Helper()
-	s := &libServer{t: t, typ: typ, libProfile: libParties(typ), now: libStart,
+	return newLibAt(t, libStart, typ, edits...)
+}
+
+// newLibAt is for tests that run on a clock of their own.
+func newLibAt(t testing.TB, now time.Time, typ pcpserver.Type, edits ...func(*pcpserver.Config)) *libServer {
+	t.Helper()
+	s := &libServer{t: t, typ: typ, libProfile: libParties(typ), now: now,
 		dev: pcptest.NewBackend(pcptest.Config{Type: typ, Log: true})}
 	cfg := pcpserver.Config{
 		Services: []pcpserver.Service{{Type: typ, Device: s.dev}},
