@@ -19,7 +19,7 @@ const TableName = "pcpd"
 const (
 	DefaultMark    uint32 = 0x100
 	DefaultGrace          = 60 * time.Second
-	DefaultSetSize uint32 = 1 << 16
+	DefaultSetSize uint32 = 1 << 20
 )
 
 // gcInterval is how often the kernel walks a set for expired elements. Its
