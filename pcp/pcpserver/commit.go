@@ -126,6 +126,7 @@ func (s *Server) apply(now time.Time, c *Context) {
 	if c.op == opDelete {
 		s.event(EventDeleted, e, now)
 		s.table.remove(e)
+		s.table.noteDeletion(e)
 		c.m.Lifetime, c.m.External = 0, c.req.SuggestedExternal
 		return
 	}

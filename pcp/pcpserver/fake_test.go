@@ -195,14 +195,17 @@ func (d *device) allocate(m *pcp.Mapping, exact bool) (netip.AddrPort, error) {
 	if exact && !slices.Contains(d.external, addrs[0]) {
 		return netip.AddrPort{}, cannot
 	}
+	if !exact {
+		addrs = d.external
+	}
 	// Of its own it never chooses PCP's ports; it grants them, so that the
 	// tests can see whether the server asks.
-	for _, a := range d.external {
+	for _, a := range addrs {
 		if e := netip.AddrPortFrom(a, m.Internal.Port()); d.grantable(m.Protocol, m.Internal, e) && !ownPort(e.Port()) {
 			return e, nil
 		}
 	}
-	for _, a := range d.external {
+	for _, a := range addrs {
 		for p := int(d.low); p <= int(d.high); p++ {
 			if e := netip.AddrPortFrom(a, uint16(p)); d.grantable(m.Protocol, m.Internal, e) && !ownPort(e.Port()) {
 				return e, nil

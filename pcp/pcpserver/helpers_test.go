@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"strings"
-	"testing"
 	"time"
 
 	"pcpd/pcp"
@@ -36,6 +35,15 @@ const (
 	sctp = byte(pcp.ProtocolSCTP)
 )
 
+// tester is what a test and a rapid check have in common.
+type tester interface {
+	Helper()
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // setup is what a test may change before its server is made.
 type setup struct {
 	cfg               pcpserver.Config
@@ -51,7 +59,7 @@ const permissive = pcpserver.FlagOtherProto | pcpserver.FlagPort0 | pcpserver.Fl
 // server is a Server with its devices, driven by hand.
 type server struct {
 	*pcpserver.Server
-	t                 testing.TB
+	t                 tester
 	nat, wall4, wall6 *device
 	now               time.Time
 	sent              []pcpserver.Packet
@@ -72,7 +80,7 @@ func prefixes(s ...string) (ps []netip.Prefix) {
 // newServer makes a router as one would have it at home or at a provider's:
 // NAT444, FW4 and FW6, with epoch 100. Everything but THIRD_PARTY and the
 // wildcards is permitted; edit changes that.
-func newServer(t testing.TB, edits ...func(*setup)) *server {
+func newServer(t tester, edits ...func(*setup)) *server {
 	t.Helper()
 	s := &server{t: t, now: start, local: netip.MustParseAddrPort(router + ":5351")}
 	u := &setup{epoch: 100, nat: newDevice(false, external1, external2), wall4: newDevice(true), wall6: newDevice(true)}
@@ -305,7 +313,7 @@ func (r reply) external() string       { return netip.AddrPortFrom(r.eaddr(), r.
 func (r reply) String() string         { return hex.EncodeToString(r) }
 
 // want checks the result and what holds for every response.
-func (r reply) want(t testing.TB, result pcp.ResultCode) {
+func (r reply) want(t tester, result pcp.ResultCode) {
 	t.Helper()
 	if len(r) < 24 || len(r) > 1100 || len(r)%4 != 0 {
 		t.Fatalf("response has %d octets: %x", len(r), []byte(r))
@@ -329,14 +337,14 @@ func (r reply) want(t testing.TB, result pcp.ResultCode) {
 }
 
 // wantLife checks the lifetime too.
-func (r reply) wantLife(t testing.TB, seconds uint32) {
+func (r reply) wantLife(t tester, seconds uint32) {
 	t.Helper()
 	if r.lifetime() != seconds {
 		t.Errorf("lifetime is %d, want %d", r.lifetime(), seconds)
 	}
 }
 
-func (r reply) wantExternal(t testing.TB, want string) {
+func (r reply) wantExternal(t tester, want string) {
 	t.Helper()
 	if got := r.external(); got != want {
 		t.Errorf("external address and port are %s, want %s", got, want)
@@ -344,7 +352,7 @@ func (r reply) wantExternal(t testing.TB, want string) {
 }
 
 // unhex decodes hexadecimal digits with spaces and line ends between them.
-func unhex(t testing.TB, s string) []byte {
+func unhex(t tester, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
 	if err != nil {

@@ -87,6 +87,10 @@ func (s *Server) deleteMap(now time.Time, c *Context, e *entry, k socket) error 
 	}
 	if e == nil {
 		if s.table.peers[k] != nil {
+			if s.table.deleted(k, c.req.Nonce) {
+				c.m.External = c.req.SuggestedExternal
+				return nil
+			}
 			return pcp.NewError(pcp.ResultNotAuthorized, "MAP cannot delete an outbound mapping")
 		}
 		// The device may know a static one and refuse; else there is

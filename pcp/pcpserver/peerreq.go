@@ -54,7 +54,7 @@ func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 	c.m.External = e.m.External
 	left := ceilSecond(e.expires.Sub(now))
 	c.m.Lifetime = left
-	if c.req.Lifetime > left {
+	if c.req.Lifetime > left || left == 0 { // over, and about to be removed
 		c.m.Lifetime = max(left, s.clamp(c.req.Lifetime))
 	}
 	if c.m.Lifetime == left && !e.suspended {
@@ -62,20 +62,24 @@ func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 		e.touch(c)
 		return nil
 	}
-	flags := pcp.AddRefresh
-	if e.suspended {
-		flags = 0
-		c.m.External = netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
-		if err := s.share(c, false); err != nil {
-			return err
-		}
-	}
-	if _, err := e.svc.dynamic.AddDynamic(now, &c.m, flags); err != nil {
+	if err := s.renewDynamic(now, c, e); err != nil {
 		s.abort(&c.m)
 		return err
 	}
 	s.stage(c, opRenew, e)
 	return nil
+}
+
+func (s *Server) renewDynamic(now time.Time, c *Context, e *entry) error {
+	if !e.suspended {
+		_, err := e.svc.dynamic.AddDynamic(now, &c.m, pcp.AddRefresh)
+		return err
+	}
+	c.m.External = netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+	if err := s.share(c, false); err != nil {
+		return err
+	}
+	return e.svc.readdPeer(now, &c.m)
 }
 
 // createPeer makes an outbound mapping. If the internal socket is mapped

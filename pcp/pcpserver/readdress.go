@@ -143,7 +143,7 @@ func (s *Server) stageMove(now time.Time, mv *move, at map[*entry]*move) error {
 	}
 	mv.m = e.m
 	mv.m.External = s.destination(e, at)
-	mv.m.Lifetime = ceilSecond(e.expires.Sub(now))
+	mv.m.Lifetime = max(time.Second, ceilSecond(e.expires.Sub(now)))
 	err := s.readd(now, e, &mv.m)
 	if err != nil {
 		s.abort(&mv.m)
@@ -178,8 +178,7 @@ func (s *Server) destination(e *entry, at map[*entry]*move) netip.AddrPort {
 
 func (s *Server) readd(now time.Time, e *entry, m *pcp.Mapping) error {
 	if m.Kind == pcp.KindPeer {
-		_, err := e.svc.dynamic.AddDynamic(now, m, 0)
-		return err
+		return e.svc.readdPeer(now, m)
 	}
 	filters := m.Filters
 	m.Filters = nil
@@ -195,6 +194,17 @@ func (s *Server) readd(now time.Time, e *entry, m *pcp.Mapping) error {
 	}
 	err := e.svc.filterer.Filter(now, m, pcp.FilterUnlock, filters)
 	m.Filters = filters
+	return err
+}
+
+// readdPeer makes an outbound mapping with the external port that it had, or
+// with any: of a new one a device grants the suggestion or nothing.
+func (svc *service) readdPeer(now time.Time, m *pcp.Mapping) error {
+	_, err := svc.dynamic.AddDynamic(now, m, 0)
+	if err != nil && resultOf(err).Result == pcp.ResultCannotProvideExternal {
+		m.External = netip.AddrPortFrom(unspecifiedLike(m.External.Addr()), 0)
+		_, err = svc.dynamic.AddDynamic(now, m, 0)
+	}
 	return err
 }
 

@@ -59,6 +59,22 @@ func TestB22_NotDeletableByMap(t *testing.T) {
 	s.compare()
 }
 
+// B-21, B-22: where MAP and PEER have mapped one socket, the retransmission of
+// a deletion is answered as the deletion was, and is no licence for others.
+func TestB21_RetransmissionBesidePeer(t *testing.T) {
+	s := newServer(t)
+	s.ok(request{iport: 81, lifetime: 600, nonce: 5})
+	s.ok(request{op: opPeer, iport: 81, rport: 443, raddr: remote, lifetime: 600})
+	del := request{iport: 81, nonce: 5}
+	first := s.ok(del)
+	if again := s.ok(del); !bytes.Equal(first, again) || s.nat.len() != 1 {
+		t.Errorf("second answer %v, the first was %v; the device has %v", again, first, s.nat)
+	}
+	del.nonce = 6
+	s.refused(del, pcp.ResultNotAuthorized)
+	s.compare()
+}
+
 // B-24: no request makes a mapping die sooner than an implicit one would.
 func TestB24_AntiTheftFloor(t *testing.T) {
 	s := newServer(t)

@@ -29,10 +29,14 @@ type entry struct {
 	// seq changes with each request, so that update repeats stop.
 	seq uint32
 
-	notice     *notice // what the client is still to be told, if anything
-	sibling    *entry  // next PEER mapping of the same internal socket
-	slot       int64
-	next, prev *entry // neighbours in the wheel's slot
+	notice  *notice // what the client is still to be told, if anything
+	sibling *entry  // next PEER mapping of the same internal socket
+	// Of an outbound mapping: its socket's inbound one was deleted with this
+	// nonce.
+	inboundGone  bool
+	inboundNonce pcp.Nonce
+	slot         int64
+	next, prev   *entry // neighbours in the wheel's slot
 }
 
 // socket is an internal endpoint: what all mappings of it have in common.
@@ -112,6 +116,25 @@ func (t *table) remove(e *entry) {
 			return
 		}
 	}
+}
+
+// noteDeletion lets the outbound mappings of e's socket remember that a client
+// has deleted e, the inbound one.
+func (t *table) noteDeletion(e *entry) {
+	for o := t.peers[e.socket()]; o != nil; o = o.sibling {
+		o.inboundGone, o.inboundNonce = true, e.m.Nonce
+	}
+}
+
+// deleted reports whether the inbound mapping of a socket was deleted with a
+// nonce: the same request again is a retransmission (RFC 6887, Section 15.1).
+func (t *table) deleted(k socket, n pcp.Nonce) bool {
+	for o := t.peers[k]; o != nil; o = o.sibling {
+		if o.inboundGone && o.inboundNonce == n {
+			return true
+		}
+	}
+	return false
 }
 
 // charge counts one mapping for the subscriber.
