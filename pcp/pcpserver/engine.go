@@ -439,6 +439,9 @@ func (c *Context) limit(pe *pcp.Error) *pcp.Error {
 
 // resultOf gives any error its answer: NO_RESOURCES is the RFC's catch-all.
 func resultOf(err error) *pcp.Error {
+	if pe, ok := err.(*pcp.Error); ok {
+		return pe // most are, and this does not allocate
+	}
 	var pe *pcp.Error
 	if errors.As(err, &pe) {
 		return pe
