@@ -13,22 +13,39 @@ type Extension interface {
 	Build(b *Builder) error
 }
 
-// Builder collects what Install puts into its transaction.
+// Builder collects what Install or Adopt puts into its transaction.
 type Builder struct {
-	cfg    Config
-	skel   *nft.Skeleton
-	chains map[string][]Rule
-	names  []string // chains in order
-	elems  map[string][]nft.Elem
-	sets   []string // sets with elements, in order
-	served map[string][]netip.Prefix
-	err    error
+	cfg       Config
+	chains    map[string][]Rule
+	chainList []nft.Chain // in the order in which they are made
+	setList   []nft.Set
+	elems     map[string][]nft.Elem
+	sets      []string // sets with elements, in order
+	served    map[string][]netip.Prefix
+	filters   filterSets // of FILTER's structure
+	have      nft.Objects
+	explicit  []string // sets of what mappings put, besides those of FILTER
+	err       error
 }
 
-func newBuilder(cfg Config) *Builder {
-	return &Builder{cfg: cfg, skel: nft.NewSkeleton(TableName), chains: map[string][]Rule{},
+// newBuilder begins a table with the structure for filters. have is what is
+// in the kernel and stays there.
+func newBuilder(cfg Config, filters filterSets, have nft.Objects) *Builder {
+	return &Builder{cfg: cfg, chains: map[string][]Rule{}, filters: filters, have: have,
 		elems: map[string][]nft.Elem{}, served: map[string][]netip.Prefix{}}
 }
+
+// Keeps reports whether a set of that name is in the kernel already and keeps
+// its elements.
+func (b *Builder) Keeps(set string) bool {
+	_, kept := b.have.Sets[set]
+	return kept
+}
+
+// Explicit says that nothing but Put adds elements to these sets, or that what
+// else does belongs to a mapping: after Adopt, Reap removes from them what was
+// not put since.
+func (b *Builder) Explicit(sets ...string) { b.explicit = append(b.explicit, sets...) }
 
 // Config returns the table's configuration with its defaults.
 func (b *Builder) Config() Config { return b.cfg }
@@ -39,9 +56,8 @@ func (b *Builder) Chain(c nft.Chain) {
 		b.fail(fmt.Errorf("chain %s is described twice", c.Name))
 		return
 	}
-	b.skel.AddChain(c)
 	b.chains[c.Name] = nil
-	b.names = append(b.names, c.Name)
+	b.chainList = append(b.chainList, c)
 }
 
 // Rules appends rules to a chain that exists.
@@ -54,11 +70,7 @@ func (b *Builder) Rules(chain string, rules ...Rule) {
 }
 
 // Set adds sets and maps.
-func (b *Builder) Set(sets ...nft.Set) {
-	for _, s := range sets {
-		b.skel.AddSet(s)
-	}
-}
+func (b *Builder) Set(sets ...nft.Set) { b.setList = append(b.setList, sets...) }
 
 // Elements adds elements to a set.
 func (b *Builder) Elements(set string, e ...nft.Elem) {
@@ -83,24 +95,46 @@ func (b *Builder) fail(err error) {
 	}
 }
 
-// appendTo adds everything to a batch; chains and sets first, so that rules
-// and elements find them. It can be called once.
-func (b *Builder) appendTo(batch *nft.Batch) error {
-	if b.err != nil {
-		return b.err
+// finish completes the description after the last extension.
+func (b *Builder) finish() error {
+	for f, prefixes := range b.served {
+		b.Elements(setServed+f, intervals(prefixes)...)
 	}
-	if err := b.skel.AppendTo(batch); err != nil {
+	b.served = nil
+	return b.err
+}
+
+// skeleton describes the chains and sets that the kernel does not have.
+func (b *Builder) skeleton(have nft.Objects) *nft.Skeleton {
+	s := nft.NewSkeleton(TableName)
+	for _, c := range b.chainList {
+		if _, exists := have.Chains[c.Name]; !exists {
+			s.AddChain(c)
+		}
+	}
+	for _, d := range b.setList {
+		if _, exists := have.Sets[d.Name]; !exists {
+			s.AddSet(d)
+		}
+	}
+	return s
+}
+
+// appendTo adds what the kernel does not have to a batch: chains and sets
+// first, so that rules and elements find them. Rules are not looked for in
+// what it has.
+func (b *Builder) appendTo(batch *nft.Batch) error {
+	if err := b.skeleton(b.have).AppendTo(batch); err != nil {
 		return err
 	}
 	for _, set := range b.sets {
-		batch.AddElems(TableName, set, b.elems[set])
+		if !b.Keeps(set) {
+			batch.AddElems(TableName, set, b.elems[set])
+		}
 	}
-	for f, prefixes := range b.served {
-		batch.AddElems(TableName, setServed+f, intervals(prefixes))
-	}
-	for _, name := range b.names {
-		for _, r := range b.chains[name] {
-			batch.AddRule(TableName, name, r)
+	for _, c := range b.chainList {
+		for _, r := range b.chains[c.Name] {
+			batch.AddRule(TableName, c.Name, r)
 		}
 	}
 	return nil

@@ -127,6 +127,9 @@ func (t *Table) encodeLocked(ops []op) (owner []int, err error) {
 				b.DelElem(TableName, o.elem.Set, o.elem.Key)
 			}
 			b.AddElem(TableName, o.elem.Set, o.elem.nft())
+		case opReplace:
+			b.DelElem(TableName, o.elem.Set, o.elem.Key)
+			b.AddElem(TableName, o.elem.Set, o.elem.nft())
 		case opDrop:
 			if t.feat.destroy {
 				b.DestroyElem(TableName, o.elem.Set, o.elem.Key)
@@ -198,6 +201,9 @@ func (t *Table) resolveOp(o *op, f nft.Failure) error {
 		case opDrop, opNone:
 			o.kind = opNone
 			return nil
+		case opReplace:
+			o.kind = opPut
+			return nil
 		case opRenew:
 			if !t.feat.update {
 				o.kind = opPut
@@ -205,6 +211,11 @@ func (t *Table) resolveOp(o *op, f nft.Failure) error {
 			}
 		}
 	case unix.EEXIST, unix.EBUSY:
+		if t.kept != nil && (o.kind == opPut || o.kind == opRenew) {
+			// It was there before us, and no mapping of ours has it.
+			o.kind = opReplace
+			return nil
+		}
 		if o.kind == opPut && !t.feat.update {
 			e, found, err := t.conn.GetElement(TableName, o.elem.Set, o.elem.Key)
 			if err == nil && found && bytes.Equal(e.Value, o.elem.Value) {

@@ -51,6 +51,9 @@ type Config struct {
 	// used and that are busy. It should exceed the number of mappings. Zero
 	// is DefaultSetSize.
 	SetSize uint32
+	// Shared lets other programs change the table even where the kernel
+	// could forbid it (Linux 6.9).
+	Shared bool
 	// Flows cuts the flows of mappings that go; nil cuts none.
 	Flows Flows
 	// NetNS is a descriptor of the network namespace to work in; zero is the

@@ -222,6 +222,37 @@ func (t *Table) ChangeFilters(m *pcp.Mapping, flags pcp.FilterFlags, filters []p
 	return after, nil
 }
 
+// filteredSet describes the set of a shape's mappings that have filters.
+func (f *fam) filteredSet(s Shape) nft.Set {
+	return nft.Set{Name: setFiltered + f.n + s.suffix(), Key: f.types(s), HasTimeout: true, GCInterval: gcInterval}
+}
+
+// allowSet describes the set that is a.
+func (f *fam) allowSet(a allowSet) nft.Set {
+	key := slices.Clone(f.types(a.shape))
+	if a.bits > 0 {
+		key = append(key, f.addr)
+	}
+	if a.port {
+		key = append(key, nft.TypeInetService)
+	}
+	return nft.Set{Name: a.name(), Key: key, HasTimeout: true, GCInterval: gcInterval}
+}
+
+// foundFilters returns the allow sets among the sets that the kernel has.
+func foundFilters(sets map[string]string) filterSets {
+	found := filterSets{}
+	for n, bits := range map[string]int{"4": 32, "6": 128} {
+		for i := range 6 * (bits + 1) {
+			a := allowSet{family: n, shape: Shape(i / 2 % 3), bits: i / 6, port: i%2 == 1}
+			if _, exists := sets[a.name()]; exists {
+				found[a] = true
+			}
+		}
+	}
+	return found
+}
+
 // needFilters stages the sets and rules for filters whose prefix length is
 // used for the first time.
 func (t *Table) needFilters(m *pcp.Mapping, filters []pcp.Filter) {
@@ -246,14 +277,7 @@ func (t *Table) needFilters(m *pcp.Mapping, filters []pcp.Filter) {
 	f := &fams[btoi(n == "6")]
 	var sets []nft.Set
 	for _, a := range missing {
-		key := slices.Clone(f.types(shape))
-		if a.bits > 0 {
-			key = append(key, f.addr)
-		}
-		if a.port {
-			key = append(key, nft.TypeInetService)
-		}
-		sets = append(sets, nft.Set{Name: a.name(), Key: key, HasTimeout: true, GCInterval: gcInterval})
+		sets = append(sets, f.allowSet(a))
 	}
 	t.StageSet(sets...)
 	if shape == ShapePort {
@@ -266,7 +290,7 @@ func (t *Table) needFilters(m *pcp.Mapping, filters []pcp.Filter) {
 // needWildcards stages the filter structure of wildcard mappings.
 func (t *Table) needWildcards(f *fam, shape Shape, all []allowSet) {
 	for s := ShapeProto; s <= ShapeAddr; s++ {
-		t.StageSet(nft.Set{Name: setFiltered + f.n + s.suffix(), Key: f.types(s), HasTimeout: true, GCInterval: gcInterval})
+		t.StageSet(f.filteredSet(s))
 		if s == shape {
 			t.StageChain(chainCheck+f.n+s.suffix(), checkRules(f, s, all)...)
 		} else {

@@ -38,6 +38,9 @@ func (t *Table) probeLocked() error {
 	if err != nil {
 		return err
 	}
+	if t.cfg.Shared {
+		feat.tableFlags = 0
+	}
 	t.feat, t.probed = feat, true
 	return nil
 }
@@ -58,6 +61,9 @@ func (t *Table) Features() []string {
 		"renewals delete and add in one transaction (timeout updates need Linux 6.12)")
 	add(t.feat.destroy, "deleting an absent element is no error",
 		"deletions of absent elements are sent again without them (Linux 6.3 knows better)")
+	if t.cfg.Shared {
+		return append(s, "other programs can change the table, as they were allowed to")
+	}
 	add(t.feat.tableFlags != 0, "the table is owned and persistent: other programs cannot flush it",
 		"other programs can flush the table (owner and persist need Linux 6.9)")
 	return s

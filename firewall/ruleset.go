@@ -232,14 +232,16 @@ func buildChains(b *Builder) {
 
 // buildSets adds a family's sets.
 func buildSets(b *Builder, f *fam) {
+	b.Explicit(setUsed + f.n)
 	timed := func(name string, key []nftables.SetDatatype) nft.Set {
+		b.Explicit(name)
 		return nft.Set{Name: name, Key: key, HasTimeout: true, GCInterval: gcInterval}
 	}
 	b.Set(nft.Set{Name: setServed + f.n, Key: []nftables.SetDatatype{f.addr}, Interval: true},
 		nft.Set{Name: setUsed + f.n, Key: f.types(ShapePort), Dynamic: true, Size: b.cfg.SetSize},
 		nft.Set{Name: setBusy + f.n, Key: f.types(ShapePort), Dynamic: true, HasTimeout: true,
 			GCInterval: gcInterval, Size: b.cfg.SetSize},
-		timed(setFiltered+f.n, f.types(ShapePort)))
+		f.filteredSet(ShapePort))
 	if !f.pins {
 		return
 	}
@@ -330,8 +332,20 @@ func buildOutbound(b *Builder, f *fam) {
 	jump(setPeer+f.n+"p", f.peerKey(false, true), chainBusy+f.n+"p")
 }
 
-// buildFilter adds FILTER's chains as they are before the first filter.
+// buildFilter adds FILTER's chains, with those of wildcards once one of them
+// has had a filter.
 func buildFilter(b *Builder, f *fam) {
-	b.Rules(chainFilter+f.n, filterRules(f, false)...)
-	b.Rules(chainCheck+f.n, checkRules(f, ShapePort, nil)...)
+	for a := range b.filters {
+		if a.family == f.n {
+			b.Set(f.allowSet(a))
+		}
+	}
+	wild := len(b.filters.of(f.n, ShapeProto))+len(b.filters.of(f.n, ShapeAddr)) > 0
+	b.Rules(chainFilter+f.n, filterRules(f, wild)...)
+	b.Rules(chainCheck+f.n, checkRules(f, ShapePort, b.filters.of(f.n, ShapePort))...)
+	for s := ShapeProto; wild && s <= ShapeAddr; s++ {
+		b.Set(f.filteredSet(s))
+		b.Chain(nft.Chain{Name: chainCheck + f.n + s.suffix()})
+		b.Rules(chainCheck+f.n+s.suffix(), checkRules(f, s, b.filters.of(f.n, s))...)
+	}
 }

@@ -20,6 +20,7 @@ type opKind uint8
 const (
 	opPut opKind = iota
 	opRenew
+	opReplace // of an element with whatever value
 	opDrop
 	opStructure
 )
@@ -57,6 +58,12 @@ func (t *Table) stage(m *pcp.Mapping, kind opKind, e Element) {
 	defer t.mu.Unlock()
 	if e.Timeout > 0 && t.cfg.Grace > 0 {
 		e.Timeout += t.cfg.Grace
+	}
+	if t.kept != nil && kind != opDrop {
+		t.kept.note(m, e)
+		if !t.feat.update {
+			kind = opRenew // it is there more often than not
+		}
 	}
 	t.ops = append(t.ops, op{part: t.partLocked(m), kind: kind, elem: e})
 }

@@ -34,6 +34,10 @@ type Table struct {
 	// filters is the structure for FILTER that the kernel has,
 	// filtersStaged what it has after the next Commit.
 	filters, filtersStaged filterSets
+	// explicit are the sets of mappings' elements, kept what was put into
+	// them since Adopt, until Reap; nil if everything in them is known.
+	explicit []string
+	kept     *kept
 }
 
 // Open connects to the kernel; nothing is changed before Install. Extensions
@@ -87,16 +91,21 @@ func (t *Table) resetLocked() {
 	t.ops, t.order = nil, nil
 	t.parts = map[*pcp.Mapping]*part{}
 	t.filters, t.filtersStaged = filterSets{}, filterSets{}
+	t.kept = nil
 }
 
 func (t *Table) installLocked() error {
 	if err := t.probeLocked(); err != nil {
 		return err
 	}
+	b, err := t.describeLocked(filterSets{}, nft.Objects{})
+	if err != nil {
+		return err
+	}
 	// Somebody may make or delete the table between looking and committing;
 	// once is enough of an excuse.
 	for attempt := 0; ; attempt++ {
-		exists, err := t.mayReplace()
+		_, exists, err := t.mayReplace()
 		if err != nil {
 			return err
 		}
@@ -105,7 +114,7 @@ func (t *Table) installLocked() error {
 			t.batch.DelTable(TableName)
 		}
 		t.batch.AddTable(TableName, t.feat.tableFlags)
-		if err := t.buildLocked(); err != nil {
+		if err := b.appendTo(&t.batch); err != nil {
 			return err
 		}
 		if err = t.conn.Commit(&t.batch); err == nil {
@@ -115,11 +124,16 @@ func (t *Table) installLocked() error {
 			return err
 		}
 	}
+	return t.madeLocked(b)
+}
+
+// madeLocked notes what the table is after Install or Adopt.
+func (t *Table) madeLocked(b *Builder) error {
 	info, found, err := t.conn.GetTable(TableName)
 	if err == nil && !found {
 		err = ErrTableGone
 	}
-	t.handle = info.Handle
+	t.handle, t.explicit = info.Handle, b.explicit
 	return errors.Join(err, t.countLocked())
 }
 
@@ -132,33 +146,33 @@ func (t *Table) countLocked() (err error) {
 	return err
 }
 
-// buildLocked adds the table's whole content to the batch.
-func (t *Table) buildLocked() error {
-	b := newBuilder(t.cfg)
+// describeLocked describes the table's whole content.
+func (t *Table) describeLocked(filters filterSets, have nft.Objects) (*Builder, error) {
+	b := newBuilder(t.cfg, filters, have)
 	buildFirewall(b)
 	for _, e := range t.exts {
 		if err := e.Build(b); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return b.appendTo(&t.batch)
+	return b, b.finish()
 }
 
-// mayReplace reports whether a table of our name exists. That another living
-// socket owns it is an error.
-func (t *Table) mayReplace() (bool, error) {
+// mayReplace looks for a table of our name. That another living socket owns
+// it is an error.
+func (t *Table) mayReplace() (info nft.TableInfo, exists bool, err error) {
 	info, found, err := t.conn.GetTable(TableName)
 	if err != nil || !found {
-		return false, err
+		return info, false, err
 	}
 	port, err := t.conn.Port()
 	if err != nil {
-		return false, err
+		return info, false, err
 	}
 	if info.Owner != 0 && info.Owner != port {
-		return true, fmt.Errorf("it belongs to another running process (netlink port %d): stop that one first", info.Owner)
+		return info, true, fmt.Errorf("it belongs to another running process (netlink port %d): stop that one first", info.Owner)
 	}
-	return true, nil
+	return info, true, nil
 }
 
 // ownLocked takes the table back after the socket was replaced.
@@ -195,7 +209,7 @@ func (t *Table) Remove() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.resetLocked()
-	exists, err := t.mayReplace()
+	_, exists, err := t.mayReplace()
 	if err == nil && exists {
 		var b nft.Batch
 		b.DelTable(TableName)

@@ -19,6 +19,7 @@ func (d *Device) Build(b *firewall.Builder) error {
 	d.rules = rules{own: d.cfg.Own, eif: d.cfg.EIF, mark: c.Mark, external: c.External,
 		served: d.cfg.Served, pool: d.pool}
 	b.Set(sets()...)
+	b.Explicit(mapDNAT, mapSNAT, mapDNATAll, mapSNATAll, mapPeerIn, mapPeerOut)
 	b.Elements(setReserved, reservedElements(d.cfg.Reserved)...)
 	d.services = d.listening()
 	for s := range d.services {
@@ -41,8 +42,24 @@ func (d *Device) Build(b *firewall.Builder) error {
 	if d.cfg.Own {
 		b.Serve(d.cfg.Served...)
 	}
-	d.adopt(b)
+	if !b.Keeps(mapEIM) || !b.Keeps(mapEIF) || !b.Keeps(setTaken) {
+		d.adopt(b)
+	}
 	return nil
+}
+
+// Reaped lets the port of a mapping that nobody knows rest, as that of one
+// that ends does. It makes a Device a firewall.Reaper.
+func (d *Device) Reaped(e firewall.Element) []firewall.Element {
+	if e.Set != mapSNAT || len(e.Key) != 12 {
+		return nil
+	}
+	external := parseEndpoint(e.Value)
+	if !external.IsValid() {
+		return nil
+	}
+	return []firewall.Element{{Set: setTaken, Key: endpointKey(external, pcp.Protocol(e.Key[4])),
+		Timeout: max(d.cfg.Quarantine, time.Second)}}
 }
 
 // maxAdopted bounds the elements that one transaction begins with.

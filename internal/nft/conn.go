@@ -71,6 +71,7 @@ type Conn struct {
 	netns int
 	seq   uint32
 	rbuf  []byte
+	torn  bool  // the last dump was interrupted by a change
 	req   Batch // for single reads
 }
 
@@ -301,11 +302,14 @@ func (c *Conn) read(flags, want uint16, f func(body []byte) error) error {
 	if err := unix.Sendto(c.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
+	c.torn = false
 	for {
 		n, err := c.receive(true)
 		if err != nil {
 			return err
 		}
+		// The kernel marks every message of a dump from there on.
+		c.torn = c.torn || n >= msgHeader && binary.NativeEndian.Uint16(c.rbuf[6:])&unix.NLM_F_DUMP_INTR != 0
 		err = messages(c.rbuf[:n:n], func(typ uint16, s uint32, body []byte) error {
 			switch {
 			case s != seq:

@@ -14,6 +14,8 @@ type Found struct {
 	Key, Value []byte
 	Timeout    time.Duration // zero: permanent
 	Expires    time.Duration // what is left of Timeout
+	// IntervalEnd: Key is the first one after an interval.
+	IntervalEnd bool
 }
 
 // GetElement asks for one element by key. found is false if there is none, or
@@ -35,8 +37,13 @@ func (c *Conn) GetElement(table, set string, key []byte) (e Found, found bool, e
 	return e, found, nil
 }
 
+// ErrTorn says that the ruleset was changed while it was listed: what f got may
+// lack elements or have some twice.
+var ErrTorn = errors.New("the ruleset was changed while it was listed")
+
 // DumpSet calls f for every element of a set. The cost grows with the square
 // of the set's size, so it is for small sets and for reconciling at start.
+// ErrTorn comes after all elements.
 func (c *Conn) DumpSet(table, set string, f func(Found)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -46,6 +53,9 @@ func (c *Conn) DumpSet(table, set string, f func(Found)) error {
 	c.req.buf = appendString(c.req.buf, unix.NFTA_SET_ELEM_LIST_SET, set)
 	c.req.finish(at)
 	err := c.read(unix.NLM_F_DUMP, unix.NFT_MSG_NEWSETELEM, func(body []byte) error { return elements(body, f) })
+	if err == nil && c.torn {
+		err = ErrTorn
+	}
 	if err != nil {
 		return fmt.Errorf("dump set %s: %w", set, err)
 	}
@@ -74,6 +84,8 @@ func element(b []byte) (e Found, err error) {
 			e.Key, err = dataValue(data)
 		case unix.NFTA_SET_ELEM_DATA:
 			e.Value, err = dataValue(data)
+		case unix.NFTA_SET_ELEM_FLAGS:
+			e.IntervalEnd = number(data)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_TIMEOUT:
 			e.Timeout = milliseconds(data)
 		case unix.NFTA_SET_ELEM_EXPIRATION:

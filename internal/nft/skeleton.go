@@ -142,10 +142,7 @@ func concat(types []nftables.SetDatatype) (nftables.SetDatatype, error) {
 // AppendTo adds the messages to a batch, chains and sets in the order in which
 // they were added.
 func (s *Skeleton) AppendTo(b *Batch) error {
-	if s.err != nil {
-		return s.err
-	}
-	if err := s.conn.Flush(); err != nil && !errors.Is(err, errCaptured) {
+	if err := s.capture(); err != nil {
 		return err
 	}
 	for _, m := range s.msgs {
@@ -161,6 +158,17 @@ func (s *Skeleton) AppendTo(b *Batch) error {
 		b.raw(typ&0xff, flags, body)
 	}
 	s.msgs = nil
+	return nil
+}
+
+// capture moves what has been added to msgs.
+func (s *Skeleton) capture() error {
+	if s.err != nil {
+		return s.err
+	}
+	if err := s.conn.Flush(); err != nil && !errors.Is(err, errCaptured) {
+		return err
+	}
 	return nil
 }
 

@@ -1,0 +1,325 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"time"
+
+	"pcpd/internal/nft"
+	"pcpd/pcp"
+)
+
+// Adopt is Install that keeps what is in the sets of a table that an earlier
+// daemon, or this one, has made: ports of ordinary flows, notes of packets and
+// the elements of mappings. All rules are replaced in one transaction, so no
+// packet sees a table that is not complete. Chains and sets that are missing
+// are made, others are removed. Only if one that exists is not as this program
+// makes it, the table is made anew; adopted tells which it was.
+//
+// Put every mapping after Adopt, and then call Reap. Until then what is put
+// replaces what the kernel has under the same key.
+func (t *Table) Adopt(_ time.Time) (adopted bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.resetLocked()
+	adopted, err = t.adoptLocked()
+	if err == nil && !adopted {
+		t.resetLocked()
+		err = t.installLocked()
+	}
+	if err != nil {
+		return false, fmt.Errorf("firewall: take over table inet %s: %w", TableName, explain(err))
+	}
+	return adopted, nil
+}
+
+func (t *Table) adoptLocked() (bool, error) {
+	if err := t.probeLocked(); err != nil {
+		return false, err
+	}
+	for attempt := 0; ; attempt++ {
+		info, exists, err := t.mayReplace()
+		if err != nil || !exists {
+			return false, err
+		}
+		if !t.sameFlags(info.Flags) {
+			t.log.Info("the table in the kernel has another owner flag, so it is made anew")
+			return false, nil
+		}
+		b, err := t.takeOverLocked()
+		var refusal *nft.CommitError
+		switch {
+		case err == nil:
+			t.filters, t.filtersStaged = b.filters, b.filters.clone()
+			t.kept = newKept()
+			return true, t.madeLocked(b)
+		case errors.Is(err, nft.ErrOverrun) && attempt < 2:
+		case errors.Is(err, errDiffers), errors.As(err, &refusal):
+			t.log.Warn("the table in the kernel cannot be taken over, so it is made anew", "err", err)
+			return false, nil
+		default:
+			return false, err
+		}
+	}
+}
+
+// tableDormant is the flag of a table whose hooks are off.
+const tableDormant uint32 = 0x1
+
+// sameFlags reports whether a table with these flags can have ours: the kernel
+// changes neither, but it gives an orphan to a new owner.
+func (t *Table) sameFlags(flags uint32) bool {
+	flags &^= tableDormant
+	return flags == t.feat.tableFlags || flags == t.feat.tableFlags&^nft.TableOwner
+}
+
+// errDiffers: an existing chain or set is not what it has to be.
+var errDiffers = errors.New("it is not as this version of pcpd makes it")
+
+// takeOverLocked replaces everything but the elements of the existing table.
+func (t *Table) takeOverLocked() (*Builder, error) {
+	have, err := t.conn.Objects(TableName)
+	if err != nil {
+		return nil, err
+	}
+	b, err := t.describeLocked(foundFilters(have.Sets), have)
+	if err != nil {
+		return nil, err
+	}
+	want, err := b.skeleton(nft.Objects{}).Objects()
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(differ("chain", have.Chains, want.Chains), differ("set", have.Sets, want.Sets)); err != nil {
+		return nil, err
+	}
+	t.batch.Reset()
+	t.batch.AddTable(TableName, t.feat.tableFlags)
+	t.batch.FlushTable(TableName)
+	for name := range have.Chains {
+		if _, wanted := want.Chains[name]; !wanted {
+			t.batch.DelChain(TableName, name)
+		}
+	}
+	for name := range have.Sets {
+		if _, wanted := want.Sets[name]; !wanted {
+			t.batch.DelSet(TableName, name)
+		}
+	}
+	if err := t.configured(b); err != nil {
+		return nil, err
+	}
+	if err := b.appendTo(&t.batch); err != nil {
+		return nil, err
+	}
+	return b, t.conn.Commit(&t.batch)
+}
+
+// differ returns errDiffers if anything that exists would have to be changed.
+func differ(kind string, have, want map[string]string) error {
+	for name, text := range have {
+		if w, wanted := want[name]; wanted && w != text {
+			return fmt.Errorf("%s %s is %q, not %q: %w", kind, name, text, w, errDiffers)
+		}
+	}
+	return nil
+}
+
+// configured adds to the batch what sets need that hold the configuration: all
+// that neither packets nor mappings fill.
+func (t *Table) configured(b *Builder) error {
+	for _, s := range b.setList {
+		if s.HasTimeout || s.Dynamic || !b.Keeps(s.Name) {
+			continue
+		}
+		var have []nft.Elem
+		err := t.conn.DumpSet(TableName, s.Name, func(f nft.Found) {
+			have = append(have, nft.Elem{Key: f.Key, IntervalEnd: f.IntervalEnd})
+		})
+		if err == nil && sameElements(have, b.elems[s.Name]) {
+			continue
+		}
+		if err != nil && !errors.Is(err, nft.ErrTorn) {
+			return err
+		}
+		t.batch.FlushSet(TableName, s.Name)
+		t.batch.AddElems(TableName, s.Name, b.elems[s.Name])
+	}
+	return nil
+}
+
+// sameElements compares without regard to order.
+func sameElements(a, b []nft.Elem) bool {
+	text := func(elems []nft.Elem) (s []string) {
+		for _, e := range elems {
+			s = append(s, fmt.Sprintf("%x %v", e.Key, e.IntervalEnd))
+		}
+		slices.Sort(s)
+		return s
+	}
+	return slices.Equal(text(a), text(b))
+}
+
+// kept remembers elements. It has hashes only: that one element in 2^64 is
+// taken for another leaves it to its timeout.
+type kept struct {
+	seed maphash.Seed
+	seen map[uint64]struct{}
+}
+
+func newKept() *kept { return &kept{maphash.MakeSeed(), map[uint64]struct{}{}} }
+
+func (k *kept) hash(set string, key []byte) uint64 {
+	var h maphash.Hash
+	h.SetSeed(k.seed)
+	h.WriteString(set)
+	h.WriteByte(0)
+	h.Write(key)
+	return h.Sum64()
+}
+
+func (k *kept) has(set string, key []byte) bool {
+	_, found := k.seen[k.hash(set, key)]
+	return found
+}
+
+// note remembers an element that m needs, and that m's socket is known.
+func (k *kept) note(m *pcp.Mapping, e Element) {
+	k.seen[k.hash(e.Set, e.Key)] = struct{}{}
+	if m != nil {
+		k.seen[k.hash(setUsed+familyOf(m.Internal.Addr()), SocketKey(m))] = struct{}{}
+	}
+}
+
+// A Reaper is an Extension that has more to do than to remove an element of a
+// mapping that nobody knows: Reaped returns elements that are to be put with
+// their new timeouts unless a mapping has them.
+type Reaper interface{ Reaped(e Element) []Element }
+
+const (
+	// reapBatch bounds one transaction of Reap, since requests wait for it.
+	reapBatch = 500
+	// reapTries is how often a set is listed that changes meanwhile.
+	reapTries = 5
+)
+
+// Reap ends what Adopt began: it removes from the sets of mappings what has
+// not been put since then, and returns how many elements that were. It may run
+// while mappings come and go. An error leaves elements to their timeouts.
+func (t *Table) Reap(ctx context.Context) (removed int, err error) {
+	t.mu.Lock()
+	pending, sets := t.kept, slices.Clone(t.explicit)
+	for a := range t.filters {
+		sets = append(sets, a.name())
+	}
+	for _, n := range []string{"4", "6"} {
+		for s := ShapePort; s <= ShapeAddr; s++ {
+			if s == ShapePort || len(t.filters.of(n, ShapeProto))+len(t.filters.of(n, ShapeAddr)) > 0 {
+				sets = append(sets, setFiltered+n+s.suffix())
+			}
+		}
+	}
+	t.mu.Unlock()
+	if pending == nil {
+		return 0, nil
+	}
+	// A long listing must not keep the table's own socket from its work.
+	conn, err := nft.DialNetNS(t.cfg.NetNS)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	for _, set := range sets {
+		n, err := t.reapSet(ctx, conn, pending, set)
+		removed += n
+		if err != nil {
+			return removed, fmt.Errorf("firewall: remove what no mapping has: %w", err)
+		}
+	}
+	t.mu.Lock()
+	if t.kept == pending {
+		t.kept = nil
+	}
+	t.mu.Unlock()
+	return removed, nil
+}
+
+func (t *Table) reapSet(ctx context.Context, conn *nft.Conn, pending *kept, set string) (removed int, err error) {
+	for range reapTries {
+		var strange []Element
+		t.mu.Lock()
+		known := t.kept
+		t.mu.Unlock()
+		if known != pending {
+			return removed, nil // another Adopt; its Reap does it
+		}
+		err = conn.DumpSet(TableName, set, func(f nft.Found) {
+			strange = append(strange, Element{Set: set, Key: f.Key, Value: f.Value})
+		})
+		if err != nil && !errors.Is(err, nft.ErrTorn) {
+			return removed, err
+		}
+		for batch := range slices.Chunk(strange, reapBatch) {
+			if ctx.Err() != nil {
+				return removed, ctx.Err()
+			}
+			n, err := t.reapSome(pending, batch)
+			removed += n
+			if err != nil {
+				return removed, err
+			}
+		}
+		if err == nil {
+			break
+		}
+	}
+	return removed, nil
+}
+
+// reapSome removes the elements that are not known, in one transaction.
+func (t *Table) reapSome(pending *kept, elems []Element) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.kept != pending {
+		return 0, nil
+	}
+	var ops []op
+	var parts []*part
+	for _, e := range elems {
+		if pending.has(e.Set, e.Key) {
+			continue
+		}
+		// Each is a part of its own, so that one that cannot be removed
+		// does not keep the others.
+		p := &part{m: new(pcp.Mapping)}
+		parts = append(parts, p)
+		ops = append(ops, op{part: p, kind: opDrop, elem: e})
+		for _, x := range t.exts {
+			r, ok := x.(Reaper)
+			if !ok {
+				continue
+			}
+			for _, more := range r.Reaped(e) {
+				if !pending.has(more.Set, more.Key) {
+					ops = append(ops, op{part: &part{m: new(pcp.Mapping)}, kind: opRenew, elem: more})
+				}
+			}
+		}
+	}
+	if len(ops) == 0 {
+		return 0, nil
+	}
+	if err := t.sendLocked(ops); err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, p := range parts {
+		if p.err == nil {
+			n++
+		}
+	}
+	return n, nil
+}
