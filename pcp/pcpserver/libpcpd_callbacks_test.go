@@ -152,142 +152,153 @@ func TestLibpcpd_AnnounceTo(t *testing.T) {
 	}
 }
 
+// moved is an external address and port that the device in memory could have.
+func (s *libServer) moved() netip.AddrPort { return netip.AddrPortFrom(s.external.Next(), 7000) }
+
 // TestLibpcpd_Update has a device that changes a mapping by itself.
 func TestLibpcpd_Update(t *testing.T) {
-	ext := func(s *libServer) netip.AddrPort { return netip.AddrPortFrom(s.external.Next(), 7000) }
-	t.Run("changed", func(t *testing.T) {
-		for _, typ := range []pcpserver.Type{pcpserver.TypeNAT444, pcpserver.TypeNAT64, pcpserver.TypeNAT46, pcpserver.TypeDSLite} {
-			s := newLib(t, typ, withFlags(pcpserver.FlagUpdate))
-			s.want(pcp.ResultSuccess, s.libRequest())
-			s.now = s.now.Add(time.Minute)
-			m, _ := s.dev.Mapping(s.key())
-			m.External = ext(s)
-			if err := s.dev.Restore(s.now, &m); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.Update(s.now, s.key(), ext(s), 10*time.Minute); err != nil {
-				t.Fatal(err)
-			}
-			sent := s.tick(10 * time.Second)
-			if len(sent) != 3 {
-				t.Fatalf("%s: %d updates, want 3", typ, len(sent))
-			}
-			r := parsed(t, sent[0])
-			if r.External != ext(s) || r.Nonce != (pcp.Nonce{1, 2, 3}) || r.Lifetime != 10*time.Minute || r.Epoch != 60 || sent[0].Remote != s.client {
-				t.Errorf("%s: %+v to %v", typ, r, sent[0].Remote)
-			}
-			if last := parsed(t, sent[2]); last.Lifetime >= r.Lifetime && last.Epoch < r.Epoch {
-				t.Errorf("%s: time stands still in repeats", typ)
-			}
-			if info, ok := s.Mapping(s.now, s.key()); !ok || info.Mapping.External != ext(s) {
-				t.Errorf("%s: the table says %+v", typ, info)
-			}
-			if r := s.want(pcp.ResultSuccess, s.libRequest()); r.External != ext(s) {
-				t.Errorf("%s: renewal got %v", typ, r.External)
-			}
-		}
-	})
-	t.Run("stops when the client asks", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	for _, typ := range []pcpserver.Type{pcpserver.TypeNAT444, pcpserver.TypeNAT64, pcpserver.TypeNAT46, pcpserver.TypeDSLite} {
+		s := newLib(t, typ, withFlags(pcpserver.FlagUpdate))
 		s.want(pcp.ResultSuccess, s.libRequest())
-		if err := s.Update(s.now, s.key(), ext(s), time.Hour); err != nil {
+		s.now = s.now.Add(time.Minute)
+		m, _ := s.dev.Mapping(s.key())
+		m.External = s.moved()
+		if err := s.dev.Restore(s.now, &m); err != nil {
 			t.Fatal(err)
 		}
-		s.tick(0)
-		s.want(pcp.ResultSuccess, s.libRequest())
-		if sent := s.tick(time.Minute); len(sent) != 0 {
-			t.Errorf("%d updates after a renewal", len(sent))
-		}
-	})
-	t.Run("gone", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		r := s.want(pcp.ResultSuccess, s.libRequest())
-		if err := s.Update(s.now, s.key(), r.External, 0); err != nil {
+		if err := s.Update(s.now, s.key(), s.moved(), 10*time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := s.Mapping(s.now, s.key()); ok {
-			t.Error("the mapping is still in the table")
+		sent := s.tick(10 * time.Second)
+		if len(sent) != 3 {
+			t.Fatalf("%s: %d updates, want 3", typ, len(sent))
 		}
-		if sent := s.tick(time.Minute); len(sent) != 3 || parsed(t, sent[2]).Lifetime != 0 || parsed(t, sent[2]).Result != 0 {
-			t.Errorf("sent %v", sent)
+		r := parsed(t, sent[0])
+		if r.External != s.moved() || r.Nonce != (pcp.Nonce{1, 2, 3}) || r.Lifetime != 10*time.Minute || r.Epoch != 60 || sent[0].Remote != s.client {
+			t.Errorf("%s: %+v to %v", typ, r, sent[0].Remote)
 		}
-	})
-	t.Run("prefer failure", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		s.want(pcp.ResultSuccess, pcp.AppendPreferFailure(s.libRequest(suggestion("198.51.100.1:5000"))))
-		if err := s.Update(s.now, s.key(), ext(s), time.Hour); err != nil {
-			t.Fatal(err)
+		if last := parsed(t, sent[2]); last.Lifetime >= r.Lifetime && last.Epoch < r.Epoch {
+			t.Errorf("%s: time stands still in repeats", typ)
 		}
-		if sent := s.tick(time.Minute); len(sent) != 3 || parsed(t, sent[0]).Result != pcp.ResultCannotProvideExternal {
-			t.Errorf("sent %v", sent)
+		if info, ok := s.Mapping(s.now, s.key()); !ok || info.Mapping.External != s.moved() {
+			t.Errorf("%s: the table says %+v", typ, info)
 		}
-		if s.dev.Len() != 0 {
-			t.Error("the device still has the mapping")
+		if r := s.want(pcp.ResultSuccess, s.libRequest()); r.External != s.moved() {
+			t.Errorf("%s: renewal got %v", typ, r.External)
 		}
-	})
-	t.Run("buffer", func(t *testing.T) {
-		// All that fits into one request fits into the update.
-		s := newLib(t, pcpserver.TypeDSLite, withFlags(pcpserver.FlagUpdate))
-		data := s.libRequest()
-		a := netip.MustParseAddr("203.0.113.1")
-		n := 0
-		for ; len(data)+24 <= pcp.MaxPayload; n++ {
-			data = pcp.AppendFilter(data, pcp.Filter{Peers: netip.PrefixFrom(a, 32), Port: 1})
-			a = a.Next()
+	}
+}
+
+// TestLibpcpd_UpdateStopsWhenTheClientAsks: an update is not repeated once the client has asked again.
+func TestLibpcpd_UpdateStopsWhenTheClientAsks(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	s.want(pcp.ResultSuccess, s.libRequest())
+	if err := s.Update(s.now, s.key(), s.moved(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	s.tick(0)
+	s.want(pcp.ResultSuccess, s.libRequest())
+	if sent := s.tick(time.Minute); len(sent) != 0 {
+		t.Errorf("%d updates after a renewal", len(sent))
+	}
+}
+
+// TestLibpcpd_UpdateGone: an update with lifetime zero ends the mapping.
+func TestLibpcpd_UpdateGone(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	r := s.want(pcp.ResultSuccess, s.libRequest())
+	if err := s.Update(s.now, s.key(), r.External, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.Mapping(s.now, s.key()); ok {
+		t.Error("the mapping is still in the table")
+	}
+	if sent := s.tick(time.Minute); len(sent) != 3 || parsed(t, sent[2]).Lifetime != 0 || parsed(t, sent[2]).Result != 0 {
+		t.Errorf("sent %v", sent)
+	}
+}
+
+// TestLibpcpd_UpdatePreferFailure: an update tells a client that wanted that port or none.
+func TestLibpcpd_UpdatePreferFailure(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	s.want(pcp.ResultSuccess, pcp.AppendPreferFailure(s.libRequest(suggestion("198.51.100.1:5000"))))
+	if err := s.Update(s.now, s.key(), s.moved(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if sent := s.tick(time.Minute); len(sent) != 3 || parsed(t, sent[0]).Result != pcp.ResultCannotProvideExternal {
+		t.Errorf("sent %v", sent)
+	}
+	if s.dev.Len() != 0 {
+		t.Error("the device still has the mapping")
+	}
+}
+
+// TestLibpcpd_UpdateBuffer: an update has room for all that fits into one request.
+func TestLibpcpd_UpdateBuffer(t *testing.T) {
+	// All that fits into one request fits into the update.
+	s := newLib(t, pcpserver.TypeDSLite, withFlags(pcpserver.FlagUpdate))
+	data := s.libRequest()
+	a := netip.MustParseAddr("203.0.113.1")
+	n := 0
+	for ; len(data)+24 <= pcp.MaxPayload; n++ {
+		data = pcp.AppendFilter(data, pcp.Filter{Peers: netip.PrefixFrom(a, 32), Port: 1})
+		a = a.Next()
+	}
+	s.want(pcp.ResultSuccess, data)
+	if err := s.Update(s.now, s.key(), s.moved(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	p := s.tick(0)[0]
+	filters, third := 0, 0
+	r := parsed(t, p)
+	for o, opts := r.Options(), 0; ; opts++ {
+		opt, ok := o.Next()
+		if !ok {
+			break
 		}
-		s.want(pcp.ResultSuccess, data)
-		if err := s.Update(s.now, s.key(), ext(s), time.Hour); err != nil {
-			t.Fatal(err)
+		switch opt.Code {
+		case pcp.OptionFilter:
+			filters++
+		case pcp.OptionThirdParty:
+			third++
 		}
-		p := s.tick(0)[0]
-		filters, third := 0, 0
-		r := parsed(t, p)
-		for o, opts := r.Options(), 0; ; opts++ {
-			opt, ok := o.Next()
-			if !ok {
-				break
-			}
-			switch opt.Code {
-			case pcp.OptionFilter:
-				filters++
-			case pcp.OptionThirdParty:
-				third++
-			}
+	}
+	if filters != n || third != 1 || len(p.Data) != len(data) {
+		t.Errorf("%d filters of %d, %d THIRD_PARTY, %d octets for a request of %d", filters, n, third, len(p.Data), len(data))
+	}
+}
+
+// TestLibpcpd_UpdateDisabled: an update is not sent without PCPD_UPDATE.
+func TestLibpcpd_UpdateDisabled(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444)
+	s.want(pcp.ResultSuccess, s.libRequest())
+	if err := s.Update(s.now, s.key(), s.moved(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if sent := s.tick(time.Minute); len(sent) != 0 {
+		t.Errorf("without PCPD_UPDATE: %v", sent)
+	}
+}
+
+// TestLibpcpd_UpdateErrors: an update refuses what cannot be right.
+func TestLibpcpd_UpdateErrors(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	if err := s.Update(s.now, s.key(), s.moved(), time.Hour); !errors.Is(err, pcpserver.ErrNotFound) {
+		t.Errorf("no mapping: %v", err)
+	}
+	s.want(pcp.ResultSuccess, s.libRequest())
+	for _, bad := range []struct {
+		external string
+		lifetime time.Duration
+	}{{"[2001:db8::1]:5000", time.Hour}, {"0.0.0.0:5000", time.Hour}, {"198.51.100.1:5000", -1}, {"198.51.100.1:5000", pcp.StaticLifetime}} {
+		if err := s.Update(s.now, s.key(), netip.MustParseAddrPort(bad.external), bad.lifetime); !errors.Is(err, pcpserver.ErrInvalid) {
+			t.Errorf("%s, %s: %v", bad.external, bad.lifetime, err)
 		}
-		if filters != n || third != 1 || len(p.Data) != len(data) {
-			t.Errorf("%d filters of %d, %d THIRD_PARTY, %d octets for a request of %d", filters, n, third, len(p.Data), len(data))
-		}
-	})
-	t.Run("disabled", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444)
-		s.want(pcp.ResultSuccess, s.libRequest())
-		if err := s.Update(s.now, s.key(), ext(s), time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		if sent := s.tick(time.Minute); len(sent) != 0 {
-			t.Errorf("without PCPD_UPDATE: %v", sent)
-		}
-	})
-	t.Run("errors", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		if err := s.Update(s.now, s.key(), ext(s), time.Hour); !errors.Is(err, pcpserver.ErrNotFound) {
-			t.Errorf("no mapping: %v", err)
-		}
-		s.want(pcp.ResultSuccess, s.libRequest())
-		for _, bad := range []struct {
-			external string
-			lifetime time.Duration
-		}{{"[2001:db8::1]:5000", time.Hour}, {"0.0.0.0:5000", time.Hour}, {"198.51.100.1:5000", -1}, {"198.51.100.1:5000", pcp.StaticLifetime}} {
-			if err := s.Update(s.now, s.key(), netip.MustParseAddrPort(bad.external), bad.lifetime); !errors.Is(err, pcpserver.ErrInvalid) {
-				t.Errorf("%s, %s: %v", bad.external, bad.lifetime, err)
-			}
-		}
-	})
+	}
 }
 
 // TestLibpcpd_UpdateRecycle makes mapping updates of kept messages.
 func TestLibpcpd_UpdateRecycle(t *testing.T) {
-	moved := netip.MustParseAddrPort("198.51.100.2:7000")
 	four := pcp.Filter{Peers: netip.MustParsePrefix("203.0.113.0/24"), Port: 53}
 	for _, kept := range []string{"request", "response"} {
 		for _, known := range []bool{true, false} {
@@ -303,14 +314,14 @@ func TestLibpcpd_UpdateRecycle(t *testing.T) {
 				}
 				s.now = s.now.Add(time.Minute)
 				c := pcpserver.Context{Packet: s.packetOf(data)}
-				if err := s.UpdateRecycle(s.now, &c, moved, 5*time.Minute); err != nil {
+				if err := s.UpdateRecycle(s.now, &c, s.moved(), 5*time.Minute); err != nil {
 					t.Fatal(err)
 				}
 				if c.Reply[0] != 2 || c.Reply[1] != 0x81 {
 					t.Errorf("first octets % x", c.Reply[:2])
 				}
 				r := parsed(t, pcpserver.Packet{Data: c.Reply})
-				if r.External != moved || r.Lifetime != 5*time.Minute || r.Epoch != 60 || r.Nonce != (pcp.Nonce{1, 2, 3}) || r.InternalPort != 5000 || r.Result != 0 {
+				if r.External != s.moved() || r.Lifetime != 5*time.Minute || r.Epoch != 60 || r.Nonce != (pcp.Nonce{1, 2, 3}) || r.InternalPort != 5000 || r.Result != 0 {
 					t.Errorf("update %+v", r)
 				}
 				var codes []pcp.OptionCode
@@ -321,72 +332,82 @@ func TestLibpcpd_UpdateRecycle(t *testing.T) {
 				if len(codes) != 2 || codes[0] != pcp.OptionThirdParty || codes[1] != pcp.OptionFilter {
 					t.Errorf("options %v", codes)
 				}
-				if sent := s.tick(time.Minute); len(sent) != 3 || sent[1].Remote != s.client || parsed(t, sent[2]).External != moved {
+				if sent := s.tick(time.Minute); len(sent) != 3 || sent[1].Remote != s.client || parsed(t, sent[2]).External != s.moved() {
 					t.Errorf("sent %v", sent)
 				}
-				if info, ok := s.Mapping(s.now, s.key()); ok != known || (ok && info.Mapping.External != moved) {
+				if info, ok := s.Mapping(s.now, s.key()); ok != known || (ok && info.Mapping.External != s.moved()) {
 					t.Errorf("the table says %+v, %v", info, ok)
 				}
 			})
 		}
 	}
-	t.Run("PEER", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		c := pcpserver.Context{Packet: s.packetOf(s.ask(s.libPeer()))}
-		if err := s.UpdateRecycle(s.now, &c, moved, time.Minute); err != nil {
-			t.Fatal(err)
+}
+
+// TestLibpcpd_UpdateRecyclePeer: an update works for PEER, too.
+func TestLibpcpd_UpdateRecyclePeer(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	c := pcpserver.Context{Packet: s.packetOf(s.ask(s.libPeer()))}
+	if err := s.UpdateRecycle(s.now, &c, s.moved(), time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if r := parsed(t, pcpserver.Packet{Data: c.Reply}); r.Opcode != pcp.OpcodePeer || r.RemotePeer != s.remote || r.External != s.moved() {
+		t.Errorf("update %+v", r)
+	}
+}
+
+// TestLibpcpd_UpdateRecycleStopsWhenTheClientAsks: an update is not repeated once the client has asked again.
+func TestLibpcpd_UpdateRecycleStopsWhenTheClientAsks(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	c := pcpserver.Context{Packet: s.packetOf(s.ask(s.libRequest()))}
+	if err := s.UpdateRecycle(s.now, &c, s.moved(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	s.tick(0)
+	s.want(pcp.ResultSuccess, s.libRequest())
+	if sent := s.tick(time.Minute); len(sent) != 0 {
+		t.Errorf("%d updates after a renewal", len(sent))
+	}
+}
+
+// TestLibpcpd_UpdateRecyclePreferFailure: an update tells a client that wanted that port or none.
+func TestLibpcpd_UpdateRecyclePreferFailure(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	c := pcpserver.Context{Packet: s.packetOf(pcp.AppendPreferFailure(s.libRequest(suggestion("198.51.100.1:5000"))))}
+	if err := s.UpdateRecycle(s.now, &c, s.moved(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if r := parsed(t, pcpserver.Packet{Data: c.Reply}); r.Result != pcp.ResultCannotProvideExternal {
+		t.Errorf("update %+v", r)
+	}
+}
+
+// TestLibpcpd_UpdateRecycleWithoutASender: an update leaves the sending to the host program.
+func TestLibpcpd_UpdateRecycleWithoutASender(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate), func(c *pcpserver.Config) { c.Sender = nil })
+	c := pcpserver.Context{Packet: s.packetOf(s.libRequest())}
+	if err := s.UpdateRecycle(s.now, &c, s.moved(), time.Hour); err != nil || len(c.Reply) != 60 {
+		t.Errorf("%v, %d octets", err, len(c.Reply))
+	}
+}
+
+// TestLibpcpd_UpdateRecycleErrors: an update refuses what cannot be right.
+func TestLibpcpd_UpdateRecycleErrors(t *testing.T) {
+	s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
+	good := s.libRequest()
+	other := append([]byte{1}, good[1:]...)
+	for name, data := range map[string][]byte{
+		"nothing": nil, "version 1": other, "too short": good[:40],
+		"ANNOUNCE": s.libRequest(func(r *pcp.Request) { r.Opcode = pcp.OpcodeAnnounce }),
+	} {
+		if err := s.UpdateRecycle(s.now, &pcpserver.Context{Packet: s.packetOf(data)}, s.moved(), time.Hour); !errors.Is(err, pcpserver.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
 		}
-		if r := parsed(t, pcpserver.Packet{Data: c.Reply}); r.Opcode != pcp.OpcodePeer || r.RemotePeer != s.remote || r.External != moved {
-			t.Errorf("update %+v", r)
-		}
-	})
-	t.Run("stops when the client asks", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		c := pcpserver.Context{Packet: s.packetOf(s.ask(s.libRequest()))}
-		if err := s.UpdateRecycle(s.now, &c, moved, time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		s.tick(0)
-		s.want(pcp.ResultSuccess, s.libRequest())
-		if sent := s.tick(time.Minute); len(sent) != 0 {
-			t.Errorf("%d updates after a renewal", len(sent))
-		}
-	})
-	t.Run("prefer failure", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		c := pcpserver.Context{Packet: s.packetOf(pcp.AppendPreferFailure(s.libRequest(suggestion("198.51.100.1:5000"))))}
-		if err := s.UpdateRecycle(s.now, &c, moved, time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		if r := parsed(t, pcpserver.Packet{Data: c.Reply}); r.Result != pcp.ResultCannotProvideExternal {
-			t.Errorf("update %+v", r)
-		}
-	})
-	t.Run("without a sender", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate), func(c *pcpserver.Config) { c.Sender = nil })
-		c := pcpserver.Context{Packet: s.packetOf(s.libRequest())}
-		if err := s.UpdateRecycle(s.now, &c, moved, time.Hour); err != nil || len(c.Reply) != 60 {
-			t.Errorf("%v, %d octets", err, len(c.Reply))
-		}
-	})
-	t.Run("errors", func(t *testing.T) {
-		s := newLib(t, pcpserver.TypeNAT444, withFlags(pcpserver.FlagUpdate))
-		good := s.libRequest()
-		other := append([]byte{1}, good[1:]...)
-		for name, data := range map[string][]byte{
-			"nothing": nil, "version 1": other, "too short": good[:40],
-			"ANNOUNCE": s.libRequest(func(r *pcp.Request) { r.Opcode = pcp.OpcodeAnnounce }),
-		} {
-			if err := s.UpdateRecycle(s.now, &pcpserver.Context{Packet: s.packetOf(data)}, moved, time.Hour); !errors.Is(err, pcpserver.ErrInvalid) {
-				t.Errorf("%s: %v", name, err)
-			}
-		}
-		if err := s.UpdateRecycle(s.now, &pcpserver.Context{Packet: s.packetOf(good)}, netip.MustParseAddrPort("[::1]:1"), time.Hour); !errors.Is(err, pcpserver.ErrInvalid) {
-			t.Errorf("wrong family: %v", err)
-		}
-		quiet := newLib(t, pcpserver.TypeNAT444)
-		if err := quiet.UpdateRecycle(quiet.now, &pcpserver.Context{Packet: quiet.packetOf(good)}, moved, time.Hour); !errors.Is(err, pcpserver.ErrInvalid) {
-			t.Errorf("without PCPD_UPDATE: %v", err)
-		}
-	})
+	}
+	if err := s.UpdateRecycle(s.now, &pcpserver.Context{Packet: s.packetOf(good)}, netip.MustParseAddrPort("[::1]:1"), time.Hour); !errors.Is(err, pcpserver.ErrInvalid) {
+		t.Errorf("wrong family: %v", err)
+	}
+	quiet := newLib(t, pcpserver.TypeNAT444)
+	if err := quiet.UpdateRecycle(quiet.now, &pcpserver.Context{Packet: quiet.packetOf(good)}, s.moved(), time.Hour); !errors.Is(err, pcpserver.ErrInvalid) {
+		t.Errorf("without PCPD_UPDATE: %v", err)
+	}
 }
