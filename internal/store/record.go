@@ -27,13 +27,24 @@ func appendAddrPort(b []byte, ap netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(appendAddr(b, ap.Addr()), ap.Port())
 }
 
+const (
+	bitOutbound = 1 << iota
+	bitRealm
+)
+
 // appendKey encodes a mapping's identity, the key of its record.
 func appendKey(b []byte, k pcp.Key) []byte {
-	kind := byte(0)
+	var bits byte
 	if k.Outbound {
-		kind = 1
+		bits |= bitOutbound
 	}
-	b = append(b, kind, byte(k.Protocol))
+	if k.Realm.IsValid() {
+		bits |= bitRealm
+	}
+	b = append(b, bits, byte(k.Protocol))
+	if k.Realm.IsValid() {
+		b = appendAddr(b, k.Realm)
+	}
 	b = appendAddrPort(b, k.Internal)
 	if k.Outbound {
 		b = appendAddrPort(b, k.RemotePeer)
@@ -44,6 +55,7 @@ func appendKey(b []byte, k pcp.Key) []byte {
 const (
 	bitThirdParty = 1 << iota
 	bitPreferFailure
+	bitTag
 )
 
 // appendRecord encodes everything that is not in the key.
@@ -55,6 +67,9 @@ func appendRecord(b []byte, r *pcpserver.Record) []byte {
 	}
 	if r.PreferFailure {
 		bits |= bitPreferFailure
+	}
+	if r.Tag != 0 {
+		bits |= bitTag
 	}
 	b = append(b, recordVersion, byte(m.Kind), byte(r.Type), bits)
 	b = append(b, m.Nonce[:]...)
@@ -68,6 +83,9 @@ func appendRecord(b []byte, r *pcpserver.Record) []byte {
 	for _, f := range m.Filters {
 		b = append(appendAddr(b, f.Peers.Addr()), byte(f.Peers.Bits()))
 		b = binary.BigEndian.AppendUint16(b, f.Port)
+	}
+	if r.Tag != 0 {
+		b = binary.BigEndian.AppendUint64(b, r.Tag)
 	}
 	return b
 }
@@ -123,10 +141,14 @@ func decode(key, value []byte) (pcpserver.Record, error) {
 	var r pcpserver.Record
 	m := &r.Mapping
 	k := cursor{b: key}
-	outbound := k.u8()
+	identity := k.u8()
+	outbound := identity&bitOutbound != 0
 	m.Protocol = pcp.Protocol(k.u8())
+	if identity&bitRealm != 0 {
+		m.Realm = k.addr()
+	}
 	m.Internal = k.addrPort()
-	if outbound == 1 {
+	if outbound {
 		m.RemotePeer = k.addrPort()
 	}
 	v := cursor{b: value}
@@ -151,9 +173,12 @@ func decode(key, value []byte) (pcpserver.Record, error) {
 			break
 		}
 	}
+	if bits&bitTag != 0 {
+		r.Tag = binary.BigEndian.Uint64(v.take(8))
+	}
 	switch {
 	case k.bad || v.bad || len(k.b) > 0 || len(v.b) > 0,
-		outbound > 1 || (m.Kind == pcp.KindPeer) != (outbound == 1),
+		identity > bitOutbound|bitRealm || (m.Kind == pcp.KindPeer) != outbound,
 		!m.Internal.Addr().IsValid() || !m.External.Addr().IsValid() || !r.Subscriber.IsValid():
 		return pcpserver.Record{}, errRecord
 	}
