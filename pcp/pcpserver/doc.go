@@ -25,9 +25,10 @@
 // In passive mode the host program owns the loop. It puts each datagram that it
 // intercepts into a [Context] and calls [Server.RunOnce]; if there is a reply it
 // sends it. Many goroutines may call it, each with a Context of its own, and a
-// Context is used again and again: once its buffers have grown, an answer that
-// changes nothing in the table allocates no memory. [Server.Tick] is called
-// now and then, at the latest when it says.
+// Context is used again and again: once its buffers have grown, ANNOUNCE and
+// malformed requests allocate no memory, and what others allocate does not
+// depend on how many mappings there are. [Server.Tick] is called now and then,
+// at the latest when it says.
 //
 // The same request gets the same reply in both.
 //
