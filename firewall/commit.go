@@ -160,7 +160,11 @@ func (t *Table) encodePut(b *nft.Batch, o *op) {
 	}
 }
 
-func (e *Element) nft() nft.Elem { return nft.Elem{Key: e.Key, Value: e.Value, Timeout: e.Timeout} }
+// nft says what is left as well: a renewal with the timeout that the element
+// has already would be none otherwise.
+func (e *Element) nft() nft.Elem {
+	return nft.Elem{Key: e.Key, Value: e.Value, Timeout: e.Timeout, Expires: e.Timeout}
+}
 
 // resolveLocked decides what becomes of each step that failed. An error ends
 // the transaction.

@@ -124,6 +124,37 @@ func TestCommitEachKeepsItsFate(t *testing.T) {
 	})
 }
 
+// Clients renew with the lifetime that they asked for before.
+func TestRenewalWithTheSameTimeout(t *testing.T) {
+	bothKernels(t, func(t *testing.T, tab *firewall.Table) {
+		m, e := &pcp.Mapping{}, elem(1, "198.51.100.1:1")
+		e.Timeout = time.Hour
+		tab.Put(m, e)
+		commit(t, tab)
+		for name, renew := range map[string]func(*pcp.Mapping, firewall.Element){"Put": tab.Put, "Renew": tab.Renew} {
+			var before time.Duration
+			nstest.Eventually(t, 5*time.Second, "some of the timeout has passed", func() bool {
+				_, before, _, _ = tab.Lookup("m", e.Key)
+				return before < time.Hour-50*time.Millisecond
+			})
+			renew(m, e)
+			commit(t, tab)
+			if _, left, _, _ := tab.Lookup("m", e.Key); left <= before {
+				t.Errorf("%s with the same timeout: %v are left, before it %v", name, left, before)
+			}
+		}
+		// The last of several counts, whatever was there.
+		short := e
+		short.Timeout = time.Minute
+		tab.Renew(m, short)
+		tab.Renew(m, e)
+		commit(t, tab)
+		if _, left, _, _ := tab.Lookup("m", e.Key); left < 59*time.Minute {
+			t.Errorf("renewed twice at once: %v are left, want an hour", left)
+		}
+	})
+}
+
 func TestCommitTwoWantOneKey(t *testing.T) {
 	bothKernels(t, func(t *testing.T, tab *firewall.Table) {
 		first, second := &pcp.Mapping{}, &pcp.Mapping{}
@@ -207,7 +238,10 @@ func TestStageChain(t *testing.T) {
 
 func TestManyMappingsInOneCommit(t *testing.T) {
 	bothKernels(t, func(t *testing.T, tab *firewall.Table) {
-		const many = 20000
+		many := 20000
+		if nstest.Unprivileged() {
+			many = 100
+		}
 		for i := range many {
 			m := &pcp.Mapping{}
 			tab.Put(m, elem(uint16(i), netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(i)).String()))

@@ -164,13 +164,17 @@ type Elem struct {
 	Key, Value []byte
 	// Timeout zero is a permanent element.
 	Timeout time.Duration
+	// Expires is what is left of Timeout; zero is all of it. But the kernel
+	// leaves an element alone that exists with the same Timeout, unless
+	// Expires says what is to be left of it.
+	Expires time.Duration
 	// IntervalEnd makes Key the first one after an interval.
 	IntervalEnd bool
 }
 
 // AddElem adds one element. Where it exists with the same value the kernel
-// says success, and from Linux 6.12 on gives it the new timeout; with another
-// value it says EEXIST.
+// says success, and from Linux 6.12 on gives it the new timeout, and what is
+// left of it if Expires is set; with another value it says EEXIST.
 func (b *Batch) AddElem(table, set string, e Elem) int {
 	return b.element(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, set, e)
 }
@@ -236,6 +240,9 @@ func appendElem(b []byte, e Elem) []byte {
 	}
 	if e.Timeout > 0 {
 		b = appendU64(b, unix.NFTA_SET_ELEM_TIMEOUT, uint64(max(e.Timeout.Milliseconds(), 1)))
+	}
+	if e.Expires > 0 {
+		b = appendU64(b, unix.NFTA_SET_ELEM_EXPIRATION, uint64(max(e.Expires.Milliseconds(), 1)))
 	}
 	return end(b, elem)
 }
