@@ -160,12 +160,13 @@ func (e *entry) touch(c *Context) {
 // EventKind tells what happened to a mapping.
 type EventKind uint8
 
+// The kinds of an Event.
 const (
 	EventCreated EventKind = iota
-	EventRenewed
-	EventDeleted
-	EventExpired
-	EventMoved
+	EventRenewed           // asked for again: its lifetime, filters and nonce may differ
+	EventDeleted           // by its client, an administrator or a device that lost it
+	EventExpired           // its lifetime is over
+	EventMoved             // it has another external address or port
 )
 
 // String returns "created", "renewed", "deleted", "expired" or "moved".
@@ -183,11 +184,11 @@ type Event struct {
 type Info struct {
 	Mapping    pcp.Mapping // Filters must not be changed
 	Type       Type
-	Subscriber netip.Prefix
+	Subscriber netip.Prefix   // whose quota it counts against
 	Client     netip.AddrPort // the PCP client that asked last
-	ThirdParty bool
-	Suspended  bool // no external address at present
-	Left       time.Duration
+	ThirdParty bool           // asked for with THIRD_PARTY
+	Suspended  bool           // no external address at present
+	Left       time.Duration  // of its lifetime
 }
 
 func (e *entry) info(now time.Time) Info {

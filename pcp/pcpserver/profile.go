@@ -78,6 +78,7 @@ const flagsMapped = FlagMapSrc | FlagMapInt | FlagMapExt | FlagMapDst
 // PCPD_OPCODE_*); others are UNSUPP_OPCODE.
 type Opcodes uint8
 
+// The opcodes that can be answered.
 const (
 	ServeAnnounce Opcodes = 1 << pcp.OpcodeAnnounce
 	ServeMap      Opcodes = 1 << pcp.OpcodeMap

@@ -47,19 +47,19 @@ type counters struct {
 
 // Stats is a snapshot of a server's counters and gauges.
 type Stats struct {
-	Operations map[string]uint64 `json:"operations"` // requests by opcode
-	Results    map[string]uint64 `json:"results"`    // responses by result code
-	Options    map[uint8]uint64  `json:"options"`    // options by code
-	Drops      map[string]uint64 `json:"drops"`      // unanswered datagrams by reason
-	Mappings   map[string]int    `json:"mappings"`   // gauge, by kind
-	Subscriber int               `json:"subscribers"`
-	Expired    uint64            `json:"expired"`
-	Commits    uint64            `json:"commits"`
-	CommitErr  uint64            `json:"commit_errors"`
-	StoreErr   uint64            `json:"store_errors"`
-	Updates    uint64            `json:"mapping_updates"`
-	Announces  uint64            `json:"announcements"`
-	Epoch      uint32            `json:"epoch"`
+	Operations map[string]uint64 `json:"operations"`      // requests by opcode
+	Results    map[string]uint64 `json:"results"`         // responses by result code
+	Options    map[uint8]uint64  `json:"options"`         // options by code
+	Drops      map[string]uint64 `json:"drops"`           // unanswered datagrams by reason
+	Mappings   map[string]int    `json:"mappings"`        // gauge, by kind
+	Subscriber int               `json:"subscribers"`     // gauge, those with a mapping
+	Expired    uint64            `json:"expired"`         // mappings whose lifetime ended
+	Commits    uint64            `json:"commits"`         // transactions of the device
+	CommitErr  uint64            `json:"commit_errors"`   // those that failed
+	StoreErr   uint64            `json:"store_errors"`    // commits of the Store that failed
+	Updates    uint64            `json:"mapping_updates"` // datagrams sent (RFC 6887, Section 14.2)
+	Announces  uint64            `json:"announcements"`   // datagrams sent (Section 14.1.3)
+	Epoch      uint32            `json:"epoch"`           // seconds (Section 8.5)
 }
 
 func (s *Server) count(v Vector, idx uint8) {
