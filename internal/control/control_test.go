@@ -22,8 +22,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pcpd/internal/control"
+	"pcpd/internal/nstest"
 	"pcpd/pcp"
 )
+
+// User 0 is what is tested, if only of a user namespace.
+func TestMain(m *testing.M) { nstest.Main(m) }
 
 // fakeSource holds mappings.
 type fakeSource struct {
@@ -108,9 +112,6 @@ func start(t *testing.T, src control.Source) (string, *control.Server) {
 }
 
 func TestClientAsRoot(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("must run as root: user 0 is what is tested")
-	}
 	path, _ := start(t, &fakeSource{mappings: []control.Mapping{sample("1"), sample("2"), {ID: "s", Kind: "static"}}})
 	c := control.NewClient(path)
 	ctx := t.Context()

@@ -21,7 +21,7 @@ func Bodies(b *Batch) (types, flags []uint16, bodies [][]byte) {
 
 // ShrinkBuffer leaves room for a few replies only.
 func ShrinkBuffer(c *Conn) error {
-	return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4096)
+	return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
 }
 
 // Parse reads bytes as the kernel's answer to everything that this package

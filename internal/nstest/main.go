@@ -65,6 +65,11 @@ func Main(m *testing.M, cleanup ...func()) {
 
 func required() bool { return os.Getenv(RequireEnv) == "1" }
 
+// Unprivileged tells whether the tests are root of a user namespace only.
+// There the kernel grants no socket buffers beyond the machine's limits
+// (SO_RCVBUFFORCE), so what needs large ones must ask for less.
+func Unprivileged() bool { return os.Getenv(childEnv) != "" }
+
 func isFuzzing() bool {
 	for _, arg := range os.Args[1:] {
 		if strings.HasPrefix(arg, "-test.fuzz=") || strings.HasPrefix(arg, "-test.fuzzworker") {
