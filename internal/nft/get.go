@@ -43,7 +43,8 @@ var ErrTorn = errors.New("the ruleset was changed while it was listed")
 
 // DumpSet calls f for every element of a set. The cost grows with the square
 // of the set's size, so it is for small sets and for reconciling at start.
-// ErrTorn comes after all elements.
+// ErrTorn comes after all elements. While the kernel enlarges a set that has
+// just grown, a dump may miss elements, and nothing says so.
 func (c *Conn) DumpSet(table, set string, f func(Found)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
