@@ -26,6 +26,7 @@ type Table struct {
 	probed bool
 	handle uint64 // of the table that Install made
 	rules  int    // in it, if others can change them
+	use    uint32 // chains and sets in it, likewise
 	parts  map[*pcp.Mapping]*part
 	order  []*part // parts in the order of their first step
 	ops    []op
@@ -137,12 +138,18 @@ func (t *Table) madeLocked(b *Builder) error {
 	return errors.Join(err, t.countLocked())
 }
 
-// countLocked remembers how many rules there are after a change of ours, for
-// Verify. In a table that the socket owns nobody else can change them.
-func (t *Table) countLocked() (err error) {
-	if t.feat.tableFlags == 0 {
-		t.rules, err = t.conn.CountRules(TableName)
+// countLocked remembers how much there is after a change of ours, for Verify.
+// In a table that the socket owns nobody else can change it.
+func (t *Table) countLocked() error {
+	if t.feat.tableFlags != 0 {
+		return nil
 	}
+	info, _, err := t.conn.GetTable(TableName)
+	if err != nil {
+		return err
+	}
+	t.use = info.Use
+	t.rules, err = t.conn.CountRules(TableName)
 	return err
 }
 
@@ -188,18 +195,27 @@ func (t *Table) ownLocked() error {
 	return t.presentLocked()
 }
 
-// Verify asks whether the table is still the one that Install made, with all
-// its rules. It returns ErrTableGone if not. It costs some microseconds where
-// the table is owned, and a listing of its rules elsewhere.
+// Verify asks whether the table is still the one that Install or Adopt made,
+// with all its rules. It returns ErrTableGone if not. It costs some
+// microseconds where the table is owned, and a listing of its rules elsewhere.
 func (t *Table) Verify() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.presentLocked(); err != nil || t.feat.tableFlags != 0 {
 		return err
 	}
+	info, _, err := t.conn.GetTable(TableName)
+	switch {
+	case err != nil:
+		return err
+	case info.Flags&tableDormant != 0:
+		return fmt.Errorf("it was switched off: %w", ErrTableGone)
+	case info.Use < t.use:
+		return fmt.Errorf("%d of %d chains and sets are left: %w", info.Use, t.use, ErrTableGone)
+	}
 	n, err := t.conn.CountRules(TableName)
 	if err == nil && n != t.rules {
-		err = fmt.Errorf("%d of %d rules are left: %w", n, t.rules, ErrTableGone)
+		err = fmt.Errorf("there are %d rules and not %d: %w", n, t.rules, ErrTableGone)
 	}
 	return err
 }

@@ -85,9 +85,13 @@ type asker struct {
 }
 
 func (a *asker) ask(port uint16, lifetime time.Duration) {
+	a.askFor(pcp.ProtocolUDP, port, lifetime)
+}
+
+func (a *asker) askFor(protocol pcp.Protocol, port uint16, lifetime time.Duration) {
 	req := pcp.Request{
 		Opcode: pcp.OpcodeMap, Lifetime: lifetime, Client: netip.MustParseAddr(nstest.InsideAddr),
-		Nonce: pcp.Nonce{1, 2, 3}, Protocol: pcp.ProtocolUDP, InternalPort: port,
+		Nonce: pcp.Nonce{1, 2, 3}, Protocol: protocol, InternalPort: port,
 		SuggestedExternal: netip.AddrPortFrom(netip.IPv4Unspecified(), port),
 	}
 	if _, err := a.conn.Write(req.AppendTo(a.buf[:0])); err != nil {

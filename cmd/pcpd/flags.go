@@ -53,6 +53,7 @@ type config struct {
 	modes             []mode
 	externalAddresses []netip.Prefix // none: the external interface's own
 	hostFirewall      bool
+	sharedTable       bool // other programs may change our table
 	mark              uint32
 	minLifetime       time.Duration
 	maxLifetime       time.Duration
@@ -135,7 +136,7 @@ type raw struct {
 	external, firewall, mark                    string
 	minLifetime, maxLifetime, thirdParty, nonce string
 	quota                                       int
-	natPMP, upnp                                bool
+	natPMP, upnp, ownTable                      bool
 	otherProtocols, wildcard, dmz               bool
 	state, durability, onExit, control, http    string
 	config, logLevel                            string
@@ -153,6 +154,7 @@ func newFlags(r *raw) *pflag.FlagSet {
 	f.StringArrayVar(&r.externalAddresses, "external-address", nil, "`ADDRESS` or prefix to translate to; repeatable (default the external interface's own, followed as they change)")
 	f.StringVar(&r.firewall, "firewall", "own", "`own|host`: whether our table is the router's whole forward filter and outbound NAT for what it serves, or another firewall does that")
 	f.StringVar(&r.mark, "mark", fmt.Sprintf("%#x", defaultMark), "the bit set in the packet and conntrack mark of what a mapping opens, as `VALUE`")
+	f.BoolVar(&r.ownTable, "own-table", true, "let the kernel forbid other programs to change or flush our table, where it can (Linux 6.9); what they do to it with false is undone as well")
 	f.StringVar(&r.minLifetime, "min-lifetime", "120s", "shortest lifetime granted, as `DURATION`")
 	f.StringVar(&r.maxLifetime, "max-lifetime", "24h", "longest lifetime granted, as `DURATION`")
 	f.IntVar(&r.quota, "quota", defaultQuota, "greatest `NUMBER` of mappings per subscriber; 0 for no limit")

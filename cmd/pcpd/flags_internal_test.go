@@ -38,7 +38,7 @@ func TestParseDefaults(t *testing.T) {
 func TestParseEverything(t *testing.T) {
 	got, err := parseFlags(strings.Fields("--internal lan0 lan1 --internal=lan2,lan0 --external wan0" +
 		" --mode nat444=192.168.1.0/24,10.1.2.3 --mode fw4=198.51.100.0/24 --mode fw6" +
-		" --external-address 203.0.113.7 203.0.113.64/28 --firewall host --mark 0x8000" +
+		" --external-address 203.0.113.7 203.0.113.64/28 --firewall host --own-table=false --mark 0x8000" +
 		" --min-lifetime 30 --max-lifetime 1h --quota 0 --reserve 22 80-90,443 --third-party 192.168.1.0/28" +
 		" --nonce same-host --other-protocols --wildcard --dmz --durability none --on-exit remove" +
 		" --control /tmp/c --check --log-level debug --nat-pmp=false"))
@@ -54,7 +54,7 @@ func TestParseEverything(t *testing.T) {
 			{pcpserver.TypeFW6, nil},
 		},
 		externalAddresses: []netip.Prefix{pre("203.0.113.7/32"), pre("203.0.113.64/28")},
-		hostFirewall:      true, mark: 0x8000, minLifetime: 30 * time.Second, maxLifetime: time.Hour,
+		hostFirewall:      true, sharedTable: true, mark: 0x8000, minLifetime: 30 * time.Second, maxLifetime: time.Hour,
 		reserve:    []portRange{{22, 22}, {80, 90}, {443, 443}},
 		thirdParty: true, thirdPartyFrom: []netip.Prefix{pre("192.168.1.0/28")},
 		nonceSameHost: true, otherProtocols: true, wildcard: true, dmz: true,

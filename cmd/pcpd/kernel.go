@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"pcpd/firewall"
@@ -22,9 +23,11 @@ type dataPath struct {
 	flows    *ct.Conn
 	nat      *nat.Device // nil without NAT444
 	services []pcpserver.Service
+	adopted  bool // the table was there at start
 }
 
-// openDataPath puts the table into the kernel.
+// openDataPath puts the table into the kernel. The mappings of an earlier
+// daemon stay in it until reap, unless nothing of them was written down.
 func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.Logger) (p *dataPath, err error) {
 	p = &dataPath{log: log}
 	defer func() {
@@ -48,7 +51,12 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 	if p.nat != nil {
 		p.nat.Bind(p.table)
 	}
-	if err = p.table.Install(now); err != nil {
+	if c.durability == durabilityNone {
+		err = p.table.Install(now)
+	} else if p.adopted, err = p.table.Adopt(now); p.adopted {
+		log.Info("the table inet " + firewall.TableName + " of an earlier start is taken over")
+	}
+	if err != nil {
 		return p, err
 	}
 	for _, f := range p.table.Features() {
@@ -78,7 +86,7 @@ func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Log
 func tableConfig(c *config, flows *ct.Conn, log *slog.Logger) firewall.Config {
 	cfg := firewall.Config{
 		Own: !c.hostFirewall, Mark: c.mark, Internal: c.internal, External: c.external,
-		Flows: flows, Logger: log,
+		Shared: c.sharedTable, Flows: flows, Logger: log,
 	}
 	for _, m := range c.modes {
 		switch m.kind {
@@ -116,30 +124,109 @@ func (p *dataPath) setExternal(external []netip.Prefix, now time.Time) error {
 	return p.table.Commit(now, nil)
 }
 
-// watchInterval is how often the table is looked for.
-const watchInterval = time.Second
+// verifyInterval is how often the table is looked at without a reason.
+const verifyInterval = time.Second
 
-// run looks after the table until ctx ends: lost is called when another
-// program has deleted it.
-func (p *dataPath) run(ctx context.Context, lost func() error) error {
-	tick := time.NewTicker(watchInterval)
+// run looks after the table until ctx ends: mend is called when another
+// program has changed it, and must put everything back.
+func (p *dataPath) run(ctx context.Context, mend func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel()
+	notices := make(chan firewall.Intrusion, 1)
+	parts.Go(func() {
+		err := p.table.Watch(ctx, func(i firewall.Intrusion) {
+			select {
+			case notices <- i:
+			default: // one is enough
+			}
+		})
+		if err != nil {
+			p.log.Warn("changes of the table by other programs are noticed late", "err", err)
+		}
+	})
+	parts.Go(func() { p.reap(ctx) })
+	tick := time.NewTicker(verifyInterval)
 	defer tick.Stop()
+	var pause backoff
+	var due <-chan time.Time
+	noticed := func(what string) {
+		if due == nil {
+			wait := pause.next(time.Now())
+			p.log.Warn("another program has changed the table inet "+firewall.TableName+"; it is put right", "what", what, "wait", wait)
+			due = time.After(wait)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case i := <-notices:
+			noticed(i.String())
 		case <-tick.C:
-		}
-		switch err := p.table.Verify(); {
-		case errors.Is(err, firewall.ErrTableGone):
-			p.log.Warn("another program has deleted the table inet "+firewall.TableName+"; it is made anew", "err", err)
-			if err := lost(); err != nil {
-				p.log.Error("the table could not be made anew; trying again", "err", err)
+			switch err := p.table.Verify(); {
+			case errors.Is(err, firewall.ErrTableGone):
+				noticed(err.Error())
+			case err != nil:
+				p.log.Warn("the table could not be looked at", "err", err)
 			}
-		case err != nil:
-			p.log.Warn("the table could not be looked for", "err", err)
+		case <-due:
+			due = nil
+			select {
+			case <-notices: // of what is put right now
+			default:
+			}
+			began := time.Now()
+			err := mend()
+			pause.done(time.Now())
+			if err != nil {
+				p.log.Error("the table could not be put right; trying again", "err", err)
+				due = time.After(pause.next(time.Now()))
+				continue
+			}
+			p.log.Info("the table is put right", "took", time.Since(began).Round(time.Microsecond))
+			parts.Go(func() { p.reap(ctx) })
 		}
 	}
+}
+
+// reap removes from the kernel what an earlier daemon, or another program, has
+// left there of mappings that do not exist.
+func (p *dataPath) reap(ctx context.Context) {
+	n, err := p.table.Reap(ctx)
+	if n > 0 {
+		p.log.Info("elements of no mapping removed from the kernel", "count", n)
+	}
+	if err != nil && ctx.Err() == nil {
+		p.log.Warn("elements of no mapping stay in the kernel until they time out", "err", err)
+	}
+}
+
+// backoff keeps the daemon from a war with a program that destroys the table
+// again and again.
+type backoff struct {
+	wait time.Duration // after the last time
+	last time.Time
+}
+
+const (
+	minBackoff = 250 * time.Millisecond
+	maxBackoff = 30 * time.Second
+	calm       = time.Minute // without which the next time is not the first
+)
+
+// next returns how long to wait at now.
+func (b *backoff) next(now time.Time) time.Duration {
+	if b.last.IsZero() || now.Sub(b.last) > calm {
+		b.wait = 0
+	}
+	return max(0, b.wait-now.Sub(b.last))
+}
+
+// done notes that the table was put right at now.
+func (b *backoff) done(now time.Time) {
+	b.last, b.wait = now, min(max(2*b.wait, minBackoff), maxBackoff)
 }
 
 // examine says what the kernel can do, and whether the table is in it.

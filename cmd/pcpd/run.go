@@ -234,10 +234,13 @@ func (d *daemon) interfacesChanged() {
 	d.server.Readdress(now, false)
 }
 
-// reinstall makes the kernel's table anew with everything that was in it.
+// reinstall puts the kernel's table right and every mapping back into it.
 func (d *daemon) reinstall() error {
 	now := d.clock.now()
-	return d.server.Reinstate(now, func() error { return d.path.table.Install(now) })
+	return d.server.Reinstate(now, func() error {
+		_, err := d.path.table.Adopt(now)
+		return err
+	})
 }
 
 // serve runs all parts until ctx ends or one of them fails, and waits for

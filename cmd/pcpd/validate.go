@@ -60,6 +60,7 @@ func (p *problems) validate(r *raw, stateGiven bool) *config {
 		p.reserve(c, s)
 	}
 	c.hostFirewall = p.choice("firewall", r.firewall, "own", "host") == "host"
+	c.sharedTable = !r.ownTable
 	c.removeOnExit = p.choice("on-exit", r.onExit, "keep", "remove") == "remove"
 	c.mark = p.mark(r.mark)
 	switch p.choice("durability", r.durability, "sync", "relaxed", "none") {
