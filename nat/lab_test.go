@@ -32,6 +32,7 @@ type bench struct {
 	dev   *nat.Device
 	table *firewall.Table
 	flows *ct.Conn
+	fd    int // of the router's namespace
 	now   time.Time
 	nonce byte
 }
@@ -56,16 +57,35 @@ func external(prefixes ...string) option {
 
 func newBench(t testing.TB, options ...option) *bench {
 	t.Helper()
+	b := newRouter(t)
+	b.install(t, options...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(b.Router.Run("conntrack", "-L"))
+		}
+	})
+	return b
+}
+
+// newRouter returns a lab whose router has no Device yet.
+func newRouter(t testing.TB) *bench {
+	t.Helper()
 	b := &bench{Lab: nstest.NewLab(t), t: t, now: time.Now()}
 	// With it a packet that comes back to the host it came from is bridged,
 	// and never leaves by the port it came in.
 	b.Router.Try("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
-	fd := b.Router.FD()
+	b.fd = b.Router.FD()
 	var err error
-	if b.flows, err = ct.Dial(fd); err != nil {
+	if b.flows, err = ct.Dial(b.fd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.flows.Close() })
+	return b
+}
+
+// install gives the router a new Device with its table, until t ends.
+func (b *bench) install(t testing.TB, options ...option) {
+	t.Helper()
 	nc := nat.Config{
 		External: []netip.Prefix{netip.MustParsePrefix(nstest.RouterWAN + "/32")},
 		Served:   []netip.Prefix{netip.MustParsePrefix(nstest.PrivatePrefix)},
@@ -79,10 +99,11 @@ func newBench(t testing.TB, options ...option) *bench {
 			return list, err
 		},
 	}
-	fc := firewall.Config{Own: true, Internal: []string{nstest.LAN}, External: nstest.WAN, Flows: b.flows, NetNS: fd}
+	fc := firewall.Config{Own: true, Internal: []string{nstest.LAN}, External: nstest.WAN, Flows: b.flows, NetNS: b.fd}
 	for _, o := range options {
 		o(&nc, &fc)
 	}
+	var err error
 	if b.dev, err = nat.New(nc); err != nil {
 		t.Fatal(err)
 	}
@@ -94,12 +115,6 @@ func newBench(t testing.TB, options ...option) *bench {
 	if err := b.table.Install(b.now); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(b.Router.Run("conntrack", "-L"))
-		}
-	})
-	return b
 }
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
