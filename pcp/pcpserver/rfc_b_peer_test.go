@@ -199,6 +199,25 @@ func TestB47_SharedExternal(t *testing.T) {
 	}
 }
 
+// The same with a device that leaves it to the server to remember.
+func TestB47_DeviceIsTold(t *testing.T) {
+	s := newServer(t)
+	s.ok(request{proto: tcp, iport: 5000, eport: 6000, eaddr: external2, lifetime: 300})
+	var asked netip.AddrPort
+	s.nat.onAdd = func(m *pcp.Mapping, _ pcp.AddFlags) { asked = m.External }
+	s.ok(peer(5000, 600))
+	if asked != netip.MustParseAddrPort(external2+":6000") {
+		t.Errorf("the device is asked for %v, want %s:6000", asked, external2)
+	}
+	asked = netip.AddrPort{}
+	r := peer(5000, 600)
+	r.rport, r.eport = 444, 7000
+	s.refused(r, pcp.ResultCannotProvideExternal)
+	if asked.IsValid() {
+		t.Errorf("the device is asked for %v", asked)
+	}
+}
+
 // The list of a socket's PEER mappings, by removals at its head, middle and
 // end.
 func TestB47_SiblingsCome(t *testing.T) {
