@@ -167,7 +167,7 @@ func (c *UDPConn) Send(p *Packet) error {
 		if needIf {
 			cm.IfIndex = p.IfIndex
 		}
-		if dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast() {
+		if p.IfIndex != 0 && (dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast()) {
 			addr.Zone = strconv.Itoa(p.IfIndex)
 		}
 		oob = cm.Marshal()

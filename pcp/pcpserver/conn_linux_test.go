@@ -140,6 +140,15 @@ func TestConnLinkLocal(t *testing.T) {
 	}
 	defer conn.Close()
 	at := &net.UDPAddr{IP: net.ParseIP("fe80::1"), Port: 5351, Zone: zone}
+	global := w.inside.ListenUDP("[" + client6 + "]:0") // asks its default router
+	if _, err := global.WriteToUDP(request{from: client6, iport: 80, lifetime: 300}.bytes(), at); err != nil {
+		t.Fatal(err)
+	}
+	got, from, ok := nstest.ReadUDPFrom(global, soon)
+	if !ok || from.Addr().WithZone("") != netip.MustParseAddr("fe80::1") || from.Port() != 5351 {
+		t.Fatalf("answer %v from %v", ok, from)
+	}
+	reply(got).want(t, pcp.ResultSuccess)
 	for _, tc := range []struct {
 		req  request
 		want pcp.ResultCode
