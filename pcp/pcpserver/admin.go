@@ -164,10 +164,7 @@ func (s *Server) expire(now time.Time) {
 func (s *Server) resetEpoch(now time.Time) {
 	s.epochStart, s.epochReset = now, now
 	if s.cfg.Store != nil {
-		if err := s.cfg.Store.SetEpoch(now); err != nil {
-			s.counters.storeErr.Add(1)
-			s.log.Error("new epoch could not be stored", "err", err)
-		}
+		s.storeEpoch()
 	}
 	s.queueAnnounce(now)
 }

@@ -75,8 +75,12 @@ type Server struct {
 	scratch    []*entry
 	changes    []Change
 	unmoved    bool // mappings are still on external addresses that are lost
-	retrying   bool // a request is decided again: it was counted before
-	closed     bool
+	// behind are the mappings of which the store does not have what they are
+	// now; epochBehind says the same of the epoch.
+	behind      map[pcp.Key]struct{}
+	epochBehind bool
+	retrying    bool // a request is decided again: it was counted before
+	closed      bool
 }
 
 // New checks cfg, makes a server and registers it with its devices (libpcpd's
@@ -108,7 +112,7 @@ func newServer(cfg Config, now time.Time) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, table: newTable(now), epochStart: cfg.EpochStart,
 		pending: make(map[socket]struct{}), refused: make(map[*pcp.Mapping]error),
-		cache: make(map[cacheKey]Subscriber),
+		cache: make(map[cacheKey]Subscriber), behind: make(map[pcp.Key]struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -131,9 +131,7 @@ func (s *Server) restoreEntry(now time.Time, e *entry) {
 	}
 }
 
-// forget removes entries from the store after the device let them go. A
-// store that fails keeps a record too many, which Restore finds expired or
-// puts back; nothing acknowledged is lost by it.
+// forget removes entries from the store after the device let them go.
 func (s *Server) forget(keys []pcp.Key) {
 	if s.cfg.Store == nil || len(keys) == 0 {
 		return
@@ -143,11 +141,59 @@ func (s *Server) forget(keys []pcp.Key) {
 		changes = append(changes, Change{Key: k})
 	}
 	s.changes = changes
-	if err := s.cfg.Store.Commit(changes); err != nil {
-		s.counters.storeErr.Add(1)
-		s.log.Warn("removed mappings are still in the store", "count", len(keys), "err", err)
+	if err := s.write(changes); err != nil {
+		s.log.Warn("removed mappings are still in the store, trying again", "count", len(keys), "err", err)
 	}
 	clear(changes)
+}
+
+// write stores what has happened already and cannot be refused any more. If
+// that fails it is done later, or a restart would find the past.
+func (s *Server) write(changes []Change) error {
+	err := s.cfg.Store.Commit(changes)
+	if err == nil {
+		return nil
+	}
+	s.counters.storeErr.Add(1)
+	for i := range changes {
+		s.behind[changes[i].Key] = struct{}{}
+	}
+	return err
+}
+
+// catchUp repeats what the store failed to do: what it has of the mappings in
+// behind becomes what they are now.
+func (s *Server) catchUp() {
+	if len(s.behind) > 0 {
+		changes := make([]Change, 0, len(s.behind))
+		for k := range s.behind {
+			ch := Change{Key: k}
+			if e := s.table.byKey[k]; e != nil {
+				ch.Record = e.record()
+			}
+			changes = append(changes, ch)
+		}
+		if err := s.cfg.Store.Commit(changes); err != nil {
+			s.counters.storeErr.Add(1)
+			return
+		}
+		clear(s.behind)
+		s.log.Info("the store has caught up with the mappings", "count", len(changes))
+	}
+	if s.epochBehind {
+		s.storeEpoch()
+	}
+}
+
+func (s *Server) storeEpoch() {
+	err := s.cfg.Store.SetEpoch(s.epochStart)
+	if err != nil {
+		s.counters.storeErr.Add(1)
+		if !s.epochBehind {
+			s.log.Error("new epoch could not be stored, trying again", "err", err)
+		}
+	}
+	s.epochBehind = err != nil
 }
 
 // Restore puts stored mappings back, before the first request is handled. The

@@ -164,12 +164,13 @@ func (s *Server) queueUnsolicited(now time.Time, e *entry, r pcp.ResultCode) {
 }
 
 // Tick does what is due: it removes expired mappings, sends announcements and
-// updates, and repeats what a device failed to do. It returns when it wants to be called next, at the latest. A
+// updates, and repeats what a device or the store failed to do. It returns when it wants to be called next, at the latest. A
 // host program with its own loop calls it; Serve does so itself.
 func (s *Server) Tick(now time.Time) time.Time {
 	s.mu.Lock()
 	s.expire(now)
 	s.redress(now)
+	s.catchUp()
 	var out []*Packet
 	for s.outbox.Len() > 0 && !s.outbox.notices[0].at.After(now) {
 		n := s.outbox.notices[0]
