@@ -26,8 +26,9 @@ type NS struct {
 }
 
 // New makes a namespace with its loopback up, forwarding off and IPv6
-// duplicate address detection off, so that addresses can be used at once. It
-// is deleted, and the processes in it are killed, when the test ends.
+// duplicate address detection off, so that addresses can be used at once.
+// Ports that a test names should be below 50000. It is deleted, and the
+// processes in it are killed, when the test ends.
 func New(t testing.TB, label string) *NS {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -41,24 +42,25 @@ func New(t testing.TB, label string) *NS {
 	n.create()
 	t.Cleanup(func() { remove(n.Name) })
 	n.IP("link set lo up")
-	for key, value := range map[string]string{
-		"net.ipv4.ip_forward":                                     "0",
-		"net.ipv6.conf.all.forwarding":                            "0",
-		"net.ipv6.conf.all.accept_dad":                            "0",
-		"net.ipv6.conf.default.accept_dad":                        "0",
-		"net.ipv6.conf.default.dad_transmits":                     "0",
-		"net.ipv6.conf.default.router_solicitations":              "0",
-		"net.ipv6.conf.default.accept_ra":                         "0",
-		"net.ipv4.conf.all.rp_filter":                             "0",
-		"net.ipv4.conf.default.rp_filter":                         "0",
-		"net.ipv4.conf.default.send_redirects":                    "0",
-		"net.ipv4.conf.all.send_redirects":                        "0",
-		"net.ipv4.conf.default.arp_notify":                        "1",
-		"net.ipv6.conf.default.mldv2_unsolicited_report_interval": "100",
-	} {
-		n.Sysctl(key, value)
-	}
+	n.sysctls(settings)
 	return n
+}
+
+// settings are the kernel variables of a new host.
+var settings = map[string]string{
+	"net.ipv4.ip_forward":                        "0",
+	"net.ipv6.conf.all.forwarding":               "0",
+	"net.ipv6.conf.all.accept_dad":               "0",
+	"net.ipv6.conf.default.accept_dad":           "0",
+	"net.ipv6.conf.default.dad_transmits":        "0",
+	"net.ipv6.conf.default.router_solicitations": "0",
+	"net.ipv6.conf.default.accept_ra":            "0",
+	"net.ipv4.conf.all.rp_filter":                "0",
+	"net.ipv4.conf.default.rp_filter":            "0",
+	"net.ipv4.conf.all.send_redirects":           "0",
+	"net.ipv4.conf.default.send_redirects":       "0",
+	// The ports below are for tests to name: no other socket gets one.
+	"net.ipv4.ip_local_port_range": "50000 60999",
 }
 
 // For returns the same host for a subtest: what is opened or started by it
@@ -145,12 +147,19 @@ func (n *NS) Forward() {
 // Sysctl sets a kernel variable of the namespace, by its dotted name.
 func (n *NS) Sysctl(name, value string) {
 	n.t.Helper()
-	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
-	var err error
-	n.Do(func() { err = os.WriteFile(path, []byte(value), 0) })
-	if err != nil {
-		n.t.Fatalf("%s: %v", n.Name, err)
-	}
+	n.sysctls(map[string]string{name: value})
+}
+
+func (n *NS) sysctls(values map[string]string) {
+	n.t.Helper()
+	n.Do(func() {
+		for name, value := range values {
+			path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+			if err := os.WriteFile(path, []byte(value), 0); err != nil {
+				n.t.Fatalf("%s: %v", n.Name, err)
+			}
+		}
+	})
 }
 
 // Run runs a command inside and returns what it wrote to both outputs. The

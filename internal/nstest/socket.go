@@ -2,6 +2,7 @@ package nstest
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -21,12 +22,24 @@ func (n *NS) ListenUDP(addr string) *net.UDPConn {
 	local := netip.MustParseAddrPort(addr)
 	var conn *net.UDPConn
 	var err error
-	n.Do(func() { conn, err = net.ListenUDP(network("udp", local), net.UDPAddrFromAddrPort(local)) })
+	n.bind(func() { conn, err = net.ListenUDP(network("udp", local), net.UDPAddrFromAddrPort(local)) }, &err)
 	if err != nil {
 		n.t.Fatalf("%s: %v", n.Name, err)
 	}
 	n.t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// bind calls open inside the namespace, again for up to a second if the
+// address is in use: a process that a parallel test forks has this one's
+// sockets until it executes its program, also those just closed.
+func (n *NS) bind(open func(), err *error) {
+	n.t.Helper()
+	for deadline := time.Now().Add(time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if n.Do(open); !errors.Is(*err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			return
+		}
+	}
 }
 
 // DialUDP opens a connected UDP socket inside the namespace. local may be ""
@@ -40,7 +53,7 @@ func (n *NS) DialUDP(local, remote string) *net.UDPConn {
 	}
 	var conn *net.UDPConn
 	var err error
-	n.Do(func() { conn, err = net.DialUDP(network("udp", to), from, net.UDPAddrFromAddrPort(to)) })
+	n.bind(func() { conn, err = net.DialUDP(network("udp", to), from, net.UDPAddrFromAddrPort(to)) }, &err)
 	if err != nil {
 		n.t.Fatalf("%s: %v", n.Name, err)
 	}
@@ -55,7 +68,7 @@ func (n *NS) ListenTCP(addr string) *net.TCPListener {
 	local := netip.MustParseAddrPort(addr)
 	var ln *net.TCPListener
 	var err error
-	n.Do(func() { ln, err = net.ListenTCP(network("tcp", local), net.TCPAddrFromAddrPort(local)) })
+	n.bind(func() { ln, err = net.ListenTCP(network("tcp", local), net.TCPAddrFromAddrPort(local)) }, &err)
 	if err != nil {
 		n.t.Fatalf("%s: %v", n.Name, err)
 	}
@@ -75,7 +88,7 @@ func (n *NS) DialTCP(local, remote string, timeout time.Duration) (net.Conn, err
 	}
 	var conn net.Conn
 	var err error
-	n.Do(func() { conn, err = dialer.Dial(network("tcp", to), to.String()) })
+	n.bind(func() { conn, err = dialer.Dial(network("tcp", to), to.String()) }, &err)
 	if err != nil {
 		return nil, err
 	}
