@@ -129,7 +129,7 @@ func ServeEchoUDP(conn *net.UDPConn) {
 	for {
 		_, from, err := conn.ReadFromUDPAddrPort(buf)
 		if err != nil {
-			if isClosed(err) {
+			if errors.Is(err, net.ErrClosed) {
 				return
 			}
 			continue // an ICMP error of an earlier answer
@@ -244,11 +244,6 @@ func AddrPort(addr net.Addr) netip.AddrPort {
 
 func unmap(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-}
-
-func isClosed(err error) bool {
-	op, ok := err.(*net.OpError)
-	return ok && op.Err == net.ErrClosed || strings.Contains(err.Error(), "use of closed")
 }
 
 // ListenMulticast opens a UDP socket inside the namespace that gets what is
