@@ -72,8 +72,8 @@ type model struct {
 	store  *flaky
 	device *pcptest.Backend
 	server *pcpserver.Server
-	told  map[pcp.Key]told
-	began time.Time // the epoch's zero, as clients see it
+	told   map[pcp.Key]told
+	began  time.Time // the epoch's zero, as clients see it
 }
 
 // boot makes a server of what is in the directory, as a daemon does.
