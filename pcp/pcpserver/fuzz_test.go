@@ -46,7 +46,7 @@ var fuzzHosts = []string{client, neighbour, client6, client4, stranger, router, 
 
 // fuzzOne handles one datagram and checks what holds for all of them.
 func (s *server) fuzzOne(from string, data []byte) {
-	before := s.state()
+	before, had := s.state(), s.mappings()
 	sent := bytes.Clone(data)
 	got := s.raw(from, data)
 	if !bytes.Equal(data, sent) {
@@ -76,10 +76,21 @@ func (s *server) fuzzOne(from string, data []byte) {
 		}
 		return
 	}
+	if got.lifetime() == 0 && s.state() != before && (data[1] != 1 || s.mappings() >= had) {
+		s.t.Fatalf("%x has lifetime zero in the answer and changed more than to delete", data)
+	}
 	if again := s.raw(from, data); !bytes.Equal(again, got) {
 		s.t.Fatalf("%x: first answer %v, second %v", data, got, again)
 	}
 	s.bounded()
+}
+
+// mappings returns how many there are.
+func (s *server) mappings() (n int) {
+	for _, m := range s.Stats(s.now).Mappings {
+		n += m
+	}
+	return n
 }
 
 // bounded checks that nobody has more than the quota, and no mapping more
