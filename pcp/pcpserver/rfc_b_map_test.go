@@ -244,6 +244,7 @@ func TestA60_NonceOfTheSameHost(t *testing.T) {
 	// What a third party has made is not its host's.
 	s.ok(request{from: neighbour, iport: 82, lifetime: 600, opts: thirdParty(client)})
 	s.refused(request{iport: 82, lifetime: 900, nonce: 1}, pcp.ResultNotAuthorized)
+	s.refused(request{from: neighbour, iport: 82, lifetime: 900, nonce: 1, opts: thirdParty(client)}, pcp.ResultNotAuthorized)
 	s.compare()
 }
 
