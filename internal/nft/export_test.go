@@ -1,6 +1,10 @@
 package nft
 
-import "golang.org/x/sys/unix"
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
 
 // Bodies returns each message of the batch from the netfilter header on, and
 // its type and flags.
@@ -35,3 +39,22 @@ func Parse(b []byte) {
 		return elements(body[nfHeader:], func(Found) {})
 	})
 }
+
+// ShrinkEvents leaves room for a few events only.
+func ShrinkEvents(tb testing.TB, e *Events) {
+	tb.Helper()
+	raw, err := e.f.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4096); err != nil {
+				tb.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// ParseChanges reads bytes as events.
+func ParseChanges(b []byte) { changes(b, func(Change) {}) }
