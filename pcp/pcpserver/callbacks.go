@@ -179,12 +179,8 @@ func (s *Server) adopt(now time.Time, e *entry, external netip.AddrPort, lifetim
 	}
 	s.table.wheel.reschedule(e)
 	s.event(EventMoved, e, now)
-	if s.cfg.Store == nil {
-		return pcp.ResultSuccess, nil
-	}
-	if err := s.cfg.Store.Commit([]Change{{Key: e.m.Key(), Record: e.record()}}); err != nil {
-		s.counters.storeErr.Add(1)
-		s.log.Error("a mapping that its device has changed could not be stored", "internal", e.m.Internal, "err", err)
+	if s.cfg.Store != nil {
+		s.write([]Change{{Key: e.m.Key(), Record: e.record()}})
 	}
 	return pcp.ResultSuccess, nil
 }

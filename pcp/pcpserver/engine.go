@@ -79,6 +79,7 @@ type Server struct {
 	// now; epochBehind says the same of the epoch.
 	behind      map[pcp.Key]struct{}
 	epochBehind bool
+	storeFails  bool // the last commit of the store failed
 	retrying    bool // a request is decided again: it was counted before
 	closed      bool
 }

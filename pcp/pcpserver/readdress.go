@@ -116,9 +116,7 @@ func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry
 	if s.cfg.Store == nil || len(changes) == 0 {
 		return again, changed
 	}
-	if err := s.write(changes); err != nil {
-		s.log.Error("moved mappings could not be stored, trying again", "err", err)
-	}
+	s.write(changes)
 	return again, changed
 }
 

@@ -68,19 +68,34 @@ func (s *Server) persist(now time.Time, batch []*Context) {
 	if len(changes) == 0 {
 		return
 	}
-	err := s.cfg.Store.Commit(changes)
+	err := s.commitStore(changes)
 	clear(changes)
 	if err == nil {
 		return
 	}
-	s.counters.storeErr.Add(1)
-	s.log.Error("mappings could not be stored, so the requests are refused and undone; check the disk that holds the state", "requests", len(changes), "err", err)
 	s.undo(now, batch)
 	for _, c := range batch {
 		if c.err == nil {
 			c.err = &pcp.Error{Result: pcp.ResultNoResources, Reason: "store", Err: err}
 		}
 	}
+}
+
+// commitStore has changes stored. Whether that works is logged when it changes:
+// strangers' requests make it fail as often as they like.
+func (s *Server) commitStore(changes []Change) error {
+	err := s.cfg.Store.Commit(changes)
+	switch {
+	case err != nil:
+		s.counters.storeErr.Add(1)
+		if !s.storeFails {
+			s.log.Error("mappings cannot be stored, so requests that change any are refused; check the disk that holds the state", "err", err)
+		}
+	case s.storeFails:
+		s.log.Info("mappings can be stored again")
+	}
+	s.storeFails = err != nil
+	return err
 }
 
 // record is what the entry of c will be once applied.
@@ -141,24 +156,19 @@ func (s *Server) forget(keys []pcp.Key) {
 		changes = append(changes, Change{Key: k})
 	}
 	s.changes = changes
-	if err := s.write(changes); err != nil {
-		s.log.Warn("removed mappings are still in the store, trying again", "count", len(keys), "err", err)
-	}
+	s.write(changes)
 	clear(changes)
 }
 
 // write stores what has happened already and cannot be refused any more. If
 // that fails it is done later, or a restart would find the past.
-func (s *Server) write(changes []Change) error {
-	err := s.cfg.Store.Commit(changes)
-	if err == nil {
-		return nil
+func (s *Server) write(changes []Change) {
+	if s.commitStore(changes) == nil {
+		return
 	}
-	s.counters.storeErr.Add(1)
 	for i := range changes {
 		s.behind[changes[i].Key] = struct{}{}
 	}
-	return err
 }
 
 // catchUp repeats what the store failed to do: what it has of the mappings in
@@ -173,12 +183,10 @@ func (s *Server) catchUp() {
 			}
 			changes = append(changes, ch)
 		}
-		if err := s.cfg.Store.Commit(changes); err != nil {
-			s.counters.storeErr.Add(1)
+		if s.commitStore(changes) != nil {
 			return
 		}
 		clear(s.behind)
-		s.log.Info("the store has caught up with the mappings", "count", len(changes))
 	}
 	if s.epochBehind {
 		s.storeEpoch()
