@@ -80,6 +80,13 @@ type daemon struct {
 // until it answers. flags are added to the command line.
 func startDaemon(t testing.TB, lab *nstest.Lab, flags ...string) *daemon {
 	t.Helper()
+	return startDaemonBy(t, lab, func(*daemon) []string { return nil }, flags...)
+}
+
+// startDaemonBy is startDaemon by means of another command, which ends with
+// executing what is appended to it.
+func startDaemonBy(t testing.TB, lab *nstest.Lab, command func(*daemon) []string, flags ...string) *daemon {
+	t.Helper()
 	// Not t.TempDir: a socket's path has at most 107 octets.
 	dir, err := os.MkdirTemp("", "pcpd-test")
 	if err != nil {
@@ -87,8 +94,9 @@ func startDaemon(t testing.TB, lab *nstest.Lab, flags ...string) *daemon {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	d := &daemon{t: t, lab: lab, socket: filepath.Join(dir, "control.sock"), state: filepath.Join(dir, "state")}
-	d.args = append([]string{program(t, "pcpd"), "--internal", nstest.LAN, "--external", nstest.WAN,
-		"--state", d.state, "--control", d.socket, "--log-level", "debug"}, flags...)
+	d.args = append(command(d), program(t, "pcpd"), "--internal", nstest.LAN, "--external", nstest.WAN,
+		"--state", d.state, "--control", d.socket, "--log-level", "debug")
+	d.args = append(d.args, flags...)
 	d.start()
 	return d
 }

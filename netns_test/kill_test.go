@@ -134,10 +134,10 @@ func (k *killer) killStart() {
 
 // uncertain reports whether the mapping may be in either of two states: a
 // request was not answered, or its end is near.
-func (l *loader) uncertain(k pcp.Key) bool {
-	p := l.held[k]
-	return l.open[k] != nil || p != nil && time.Until(p.expires) < slack
-}
+func (l *loader) uncertain(k pcp.Key) bool { return l.open[k] != nil || l.held[k].ends() }
+
+// ends reports whether a mapping is over or about to be.
+func (p *promise) ends() bool { return p != nil && time.Until(p.expires) < slack }
 
 // check compares what somebody says about a loader's mappings with what was
 // acknowledged; got loses what is explained.
@@ -148,7 +148,7 @@ func (l *loader) check(what string, got map[pcp.Key]*promise) {
 		switch {
 		case before == nil && p == nil, before != nil && p != nil && p.is(before):
 		case w != nil && w.allows(l, before, p):
-		case l.uncertain(k) && p == nil && before != nil && w == nil: // it has expired
+		case before.ends() && (p == nil || w != nil && w.allows(l, nil, p)): // it had expired
 		default:
 			l.t.Errorf("%s: %+v is %v, acknowledged was %v, in flight %+v", what, k, p, before, w)
 		}
