@@ -48,7 +48,14 @@
 //
 // We touch this table only and never flush another. Where the kernel has it
 // (Linux 6.9) the table is owned by our socket and persistent: others cannot
-// change or flush it, and it stays when the daemon ends.
+// change or flush it, and it stays when the daemon ends. Elsewhere, and with
+// Config.Shared, Watch tells at once when another program has done it harm:
+// something was deleted, a rule added, the table switched off. Elements, sets
+// and chains that others add are left alone until then.
+//
+// Adopt puts the table right, be it after that or after a start, in one
+// transaction that keeps the elements of every set that is as it should be.
+// Then every mapping is put again, and Reap removes what no mapping has.
 //
 // An accept of ours does not overrule a drop in another table. What a mapping
 // opens has Config.Mark set in the packet mark from prerouting -150 (pins) or
