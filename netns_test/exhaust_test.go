@@ -70,7 +70,16 @@ func TestFullDisk(t *testing.T) {
 	for range 200 {
 		c.refuse(pcp.ResultNoResources, mapRequest(pcp.ProtocolTCP, 9000))
 	}
-	c.refuse(pcp.ResultNoResources, mapRequest(pcp.ProtocolTCP, 9000), filter(nstest.OutsideAddr+"/32", 0))
+	// What exists stays as it is when it cannot become more.
+	var many, many6 []option
+	for port := range uint16(20) {
+		many = append(many, filter(nstest.Outside2Addr+"/32", 1+port))
+		many6 = append(many6, filter(nstest.Outside2Addr6+"/128", 1+port))
+	}
+	c.refuse(pcp.ResultNoResources, mapRequest(pcp.ProtocolTCP, 9000), many...)
+	c.refuse(pcp.ResultNoResources, mapRequest(pcp.ProtocolUDP, 5000), many...)
+	c6.refuse(pcp.ResultNoResources, mapRequest(pcp.ProtocolUDP, 5000), many6...)
+	c.refuse(pcp.ResultNoResources, peerRequest(pcp.ProtocolUDP, 5000, hostport(nstest.OutsideAddr, 7000)))
 	if after := names(t, lab.Router); !maps.Equal(before, after) {
 		t.Errorf("refused requests changed the kernel's elements from\n%v\nto\n%v", before, after)
 	}
