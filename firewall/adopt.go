@@ -226,6 +226,13 @@ func (t *Table) Reap(ctx context.Context) (removed int, err error) {
 	if pending == nil {
 		return 0, nil
 	}
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.kept == pending {
+			t.kept = nil
+		}
+	}()
 	// A long listing must not keep the table's own socket from its work.
 	conn, err := nft.DialNetNS(t.cfg.NetNS)
 	if err != nil {
@@ -239,11 +246,6 @@ func (t *Table) Reap(ctx context.Context) (removed int, err error) {
 			return removed, fmt.Errorf("firewall: remove what no mapping has: %w", err)
 		}
 	}
-	t.mu.Lock()
-	if t.kept == pending {
-		t.kept = nil
-	}
-	t.mu.Unlock()
 	return removed, nil
 }
 

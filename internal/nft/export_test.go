@@ -46,7 +46,7 @@ func ShrinkEvents(tb testing.TB, e *Events) {
 	raw, err := e.f.SyscallConn()
 	if err == nil {
 		err = raw.Control(func(fd uintptr) {
-			if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4096); err != nil {
+			if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
 				tb.Error(err)
 			}
 		})
