@@ -249,7 +249,7 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 	b := d.bindings[socketOf(m)]
 	key := m.Key()
 	if b == nil {
-		return nil
+		return d.refuseImplicit(now, m, reason)
 	}
 	end, exists := b.ends[key]
 	if !exists {
@@ -277,6 +277,21 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 		}
 	})
 	return nil
+}
+
+// refuseImplicit answers the deletion of a mapping that nobody asked for: what
+// the socket's own traffic made is not MAP's to delete (RFC 6887, Section
+// 15.1). If its port rests for the same client, the mapping was deleted a
+// moment ago and lives on as an implicit one; then this is a retransmission.
+func (d *Device) refuseImplicit(now time.Time, m *pcp.Mapping, reason pcp.DeleteReason) error {
+	if reason != pcp.DeleteRequested || m.Kind != pcp.KindMap || !m.Protocol.HasPorts() || m.Internal.Port() == 0 {
+		return nil
+	}
+	ext := d.implicit(now, m)
+	if !ext.IsValid() || d.alloc.restsFor(now, slot{m.Protocol, ext}, owner{m.Internal, m.Nonce}) {
+		return nil
+	}
+	return pcp.NewError(pcp.ResultNotAuthorized, "MAP cannot delete an implicit mapping")
 }
 
 // end stages the end of a binding: its port rests.

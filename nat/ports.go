@@ -172,6 +172,13 @@ func (a *allocator) grantableTo(now time.Time, s slot, internal netip.AddrPort) 
 	return held && h.owner.internal == internal
 }
 
+// restsFor reports whether a port is in a quarantine that o left it in.
+func (a *allocator) restsFor(now time.Time, s slot, o owner) bool {
+	a.expire(now)
+	h, held := a.ports(s).held[s.external.Port()]
+	return held && h.owner == o
+}
+
 // take takes a port that is grantable.
 func (a *allocator) take(s slot) claim {
 	p := a.ports(s)

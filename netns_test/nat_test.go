@@ -212,6 +212,12 @@ func TestNAT444OrdinaryFlows(t *testing.T) {
 			t.Errorf("assigned %v, the socket was seen as %v", got, external)
 		}
 	})
+	t.Run("B-22 MAP cannot delete what the socket's own traffic has made", func(t *testing.T) {
+		sameSocket(t, lab.Inside.For(t).ListenUDP(hostport(nstest.InsideAddr, 6005)), one)
+		r := mapRequest(pcp.ProtocolUDP, 6005)
+		r.Lifetime = 0
+		c.refuse(pcp.ResultNotAuthorized, r)
+	})
 	t.Run("B-18 MAP leaves alone what another socket has", func(t *testing.T) {
 		taken := sameSocket(t, lab.Inside2.For(t).ListenUDP(hostport(nstest.Inside2Addr, 6004)), one)
 		r := suggest(mapRequest(pcp.ProtocolUDP, 6004), taken.String())
