@@ -231,7 +231,7 @@ func (d *daemon) interfacesChanged() {
 		return
 	}
 	d.external = addrs
-	d.server.Readdress(now, false)
+	d.server.Readdress(now, true)
 }
 
 // reinstall puts the kernel's table right and every mapping back into it.
