@@ -242,8 +242,8 @@ func TestForeignChanges(t *testing.T) {
 			c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
 			external := c.grant(suggest(mapRequest(pcp.ProtocolUDP, 5000), "0.0.0.0:5000")).External.String()
 			reached(t, lab.Outside, "udp", "", external)
-			began := time.Now()
 			lab.Router.NFT(strings.ReplaceAll(command, "; ", "\n") + "\n")
+			began := time.Now()
 			nstest.Eventually(t, patience, "the table is put right", func() bool {
 				return strings.Contains(d.proc.Output(), "the table is put right")
 			})
@@ -251,7 +251,7 @@ func TestForeignChanges(t *testing.T) {
 			if _, ok := call(t, lab.Outside2, "udp", "", external, silence); !ok {
 				t.Error("the mapping does not work")
 			}
-			t.Logf("put right %v after nft was started", healed.Round(time.Millisecond))
+			t.Logf("put right %v after nft had ended", healed.Round(time.Millisecond))
 			if healed > time.Second {
 				t.Errorf("it took %v", healed)
 			}
