@@ -82,6 +82,7 @@ var transactionChecks = []check{
 		r.settle() // nothing of it is left to be committed
 		r.blocked(m, r.Remote[0], "the commit failed")
 		r.passes(old, r.Remote[0], "its deletion failed")
+		r.renew(old, 0) // and the device knows that
 		r.create(r.mapping(0, 40000), 0)
 	}},
 	{"abort", func(r *rig) {
