@@ -42,6 +42,7 @@ func (d *Device) Build(b *firewall.Builder) error {
 	if d.cfg.Own {
 		b.Serve(d.cfg.Served...)
 	}
+	d.inherited = b.Keeps(setTaken)
 	if !b.Keeps(mapEIM) || !b.Keeps(mapEIF) || !b.Keeps(setTaken) {
 		d.adopt(b)
 	}

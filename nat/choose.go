@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"pcpd/firewall"
 	"pcpd/pcp"
 )
 
@@ -97,7 +98,25 @@ func (d *Device) grantable(now time.Time, m *pcp.Mapping, external netip.AddrPor
 	if err != nil || found && parseEndpoint(value) != m.Internal {
 		return false
 	}
+	if !found && d.restsSinceBefore(now, slot{m.Protocol, external}) {
+		return false
+	}
 	return !d.cfg.InUse(m.Protocol, external.Addr(), external.Port())
+}
+
+// restsSinceBefore reports whether a port was put into quarantine by a daemon
+// before this one: the kernel remembers, though not for whom (RFC 6888, REQ-8,
+// wants the rest to outlast a crash).
+func (d *Device) restsSinceBefore(now time.Time, s slot) bool {
+	if d.inherited {
+		d.inherited = false
+		d.restUntil = now.Add(d.cfg.Quarantine + firewall.DefaultGrace)
+	}
+	if !now.Before(d.restUntil) || d.alloc.ports(s).taken(s.external.Port()) {
+		return false
+	}
+	_, _, found, err := d.table.Lookup(setTaken, endpointKey(s.external, s.protocol))
+	return err != nil || found
 }
 
 // implicit returns the external endpoint that the internal socket's ordinary

@@ -29,6 +29,11 @@ type Device struct {
 	alloc    *allocator
 	bindings map[socket]*binding
 	services map[Service]bool // what setService has
+
+	// A table that was taken over has ports in it that rest since a daemon
+	// before this one: inherited until the first request, then known by time.
+	inherited bool
+	restUntil time.Time
 }
 
 // New returns a Device. Nothing is asked of the kernel yet.

@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 func TestQuarantine(t *testing.T) {
 	t.Parallel()
 	lab := nstest.NewLab(t)
-	startDaemon(t, lab)
+	d := startDaemon(t, lab)
 	serve(t, lab.Inside, "udp", nstest.InsideAddr, 5000)
 	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
 	other := newClient(t, lab.Inside2, nstest.Inside2Addr, nstest.RouterLAN)
@@ -34,6 +35,13 @@ func TestQuarantine(t *testing.T) {
 		t.Errorf("its own client got %v", got)
 	}
 	reached(t, lab.Outside, "udp", "", r.SuggestedExternal.String())
+
+	again := suggest(mapRequest(pcp.ProtocolUDP, 5001), hostport(nstest.RouterWAN, 15001))
+	c.grant(again, preferFailure)
+	c.grant(lasting(again, 0))
+	d.stop(syscall.SIGKILL)
+	d.start()
+	other.refuse(pcp.ResultCannotProvideExternal, again, preferFailure) // B-28, also after a crash
 }
 
 // What the command line keeps from everybody.
