@@ -72,7 +72,7 @@ func TestEventsOverrun(t *testing.T) {
 	}
 }
 
-func FuzzChanges(f *testing.F) {
+func FuzzKernelChanges(f *testing.F) {
 	f.Add([]byte{24, 0, 0, 0, 2, 10, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 6, 0, 1, 0, 't', 0, 0, 0})
 	f.Fuzz(func(_ *testing.T, b []byte) { nft.ParseChanges(b) })
 }
