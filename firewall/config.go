@@ -29,9 +29,10 @@ const gcInterval = 60 * time.Second
 // Config says what the table is to do. Extensions see it too.
 type Config struct {
 	// Own makes the table the router's forward filter for the served
-	// prefixes: new flows from External to them are dropped unless a mapping
-	// permits them. Otherwise another firewall does that, and nothing is
-	// dropped except by FILTER.
+	// prefixes behind the internal interfaces: new flows from External to
+	// them are dropped unless a mapping permits them. Flows to interfaces
+	// that are not Internal are left alone. Otherwise another firewall does
+	// that, and nothing is dropped except by FILTER.
 	Own bool
 	// Mark is the bit that is set in the packet mark and the conntrack mark
 	// of what a mapping opens. Zero is DefaultMark. Other bits are not touched.

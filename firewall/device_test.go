@@ -446,3 +446,47 @@ func TestFilterLimits(t *testing.T) {
 		t.Errorf("the listing has too few rules:\n%s", got)
 	}
 }
+
+// Interfaces that Config does not name stay as reachable from outside as they
+// were, also while all addresses are served, which is the default.
+func TestOtherInterfacesStayReachable(t *testing.T) {
+	t.Parallel()
+	l := nstest.NewLab(t)
+	dmz := nstest.New(t, "dmz")
+	nstest.Pair(t, l.Router, "dmz0", dmz, "eth0")
+	const host4, host6 = "198.51.101.10", "2001:db8:2::10"
+	l.Router.Addr("dmz0", "198.51.101.1/24")
+	l.Router.Addr("dmz0", "2001:db8:2::1/64")
+	dmz.Addr("eth0", host4+"/24")
+	dmz.Addr("eth0", host6+"/64")
+	dmz.Route("default", "198.51.101.1")
+	dmz.Route("default", "2001:db8:2::1")
+	l.Outside.Route("198.51.101.0/24", nstest.RouterWAN)
+	l.Outside.Route("2001:db8:2::/64", nstest.RouterWAN6)
+	cfg := config(l.Router)
+	cfg.Served4, cfg.Served6 = nil, nil
+	tab := install(t, cfg)
+	lab := &lab{l, t, tab, firewall.New(tab)}
+	for _, s := range sides {
+		t.Run(s.name, func(t *testing.T) {
+			lab := lab.on(t)
+			host := map[string]string{"FW4": host4, "FW6": host6}[s.name]
+			inside := at(s.inside, "5000")
+			for _, to := range []struct {
+				ns   *nstest.NS
+				addr string
+			}{{l.Inside, inside}, {dmz, at(host, "5000")}} {
+				nstest.EchoUDP(t, to.ns, to.addr)
+				nstest.EchoTCP(t, to.ns, to.addr)
+			}
+			lab.udp(l.Outside, inside, false)
+			lab.tcp(l.Outside, inside, false)
+			lab.ping(l.Outside, s.inside, false)
+			lab.udp(l.Outside, at(host, "5000"), true)
+			lab.tcp(l.Outside, at(host, "5000"), true)
+			lab.ping(l.Outside, host, true)
+			lab.add(mapping(pcp.ProtocolUDP, inside))
+			lab.udp(l.Outside, inside, true)
+		})
+	}
+}

@@ -20,7 +20,8 @@
 //	     |                         meta mark & BIT accept
 //	     |                         ct state established,related accept
 //	     |                         accepted (rules of extensions)
-//	     v                         from External to a served prefix: drop
+//	     v                         from External to an internal interface
+//	                               and a served prefix: drop
 //
 // Everything that changes with a mapping is an element of a hash set, never a
 // rule. Keys are concatenations in network byte order. n is 4 or 6:
@@ -67,8 +68,9 @@
 //
 // We set this one bit of packet and conntrack mark, and neither change nor
 // clear others. Without Config.Own we drop nothing except by FILTER; with it
-// we also drop what comes from the external interface for a served prefix and
-// belongs to no flow and no mapping.
+// we also drop what comes from the external interface, goes to an internal one
+// and a served prefix, and belongs to no flow and no mapping. Interfaces that
+// Config does not name, say of a DMZ or a VPN, stay as reachable as they were.
 //
 // Hairpinned packets (from inside to an external address of our own) are
 // filtered by their internal source address.

@@ -224,9 +224,10 @@ func buildChains(b *Builder) {
 		nft.R(nft.HasBit(nft.Meta(expr.MetaKeyMARK, 0), c.Mark), nft.Accept()),
 		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), ctStatesFlow), nft.Accept()),
 		nft.R(nft.Jump(ChainAccept)))
+	// What goes to interfaces that nobody named is not ours to drop.
 	for _, f := range families(c) {
-		b.Rules(ChainForward, nft.R(nft.IifName(c.External), f.is(), f.daddr(0),
-			nft.Lookup(setServed+f.n, 0), nft.Counter(), nft.Drop()))
+		b.Rules(ChainForward, nft.R(nft.IifName(c.External), nft.Meta(expr.MetaKeyOIFNAME, 0), nft.Lookup(SetInternal, 0),
+			f.is(), f.daddr(0), nft.Lookup(setServed+f.n, 0), nft.Counter(), nft.Drop()))
 	}
 }
 
