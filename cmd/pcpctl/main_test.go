@@ -235,7 +235,7 @@ func TestTimeout(t *testing.T) {
 		"announce --timeout 100ms",
 	} {
 		got := s.run(args)
-		if out := got.stderr + got.stdout; got.code != 1 || !strings.Contains(out, "no answer from 127.0.0.1:5351: context deadline exceeded") {
+		if out := got.stderr + got.stdout; got.code != 1 || !strings.Contains(out, "no answer from 127.0.0.1:5351 within 0.1 s") {
 			t.Errorf("pcpctl %s: %+v", args, got)
 		}
 	}
@@ -337,6 +337,9 @@ func TestUsage(t *testing.T) {
 		{"peer --protocol udp --internal-port 0 --remote 1.2.3.4:5", "--internal-port must not be 0"},
 		{"peer --protocol 0 --internal-port 0 --remote 1.2.3.4:5", "--protocol must name one protocol"},
 		{"announce --protocol udp", "unknown flag: --protocol"},
+		{"help frobnicate", `there is no command "frobnicate"`},
+		{"help map peer", `"peer" is one argument too many`},
+		{"version x", `"x" is not a flag`},
 		{"list x", `"x" is not a flag`},
 		{"list --control", "flag needs an argument: --control"},
 		{"show", "give the mapping as ID or as PROTOCOL"},
@@ -363,12 +366,30 @@ func TestHelp(t *testing.T) {
 	}
 	for _, args := range [][]string{{"help"}, {"--help"}, {"map", "--help"}, {"peer", "-h"}, {"announce", "--help"},
 		{"list", "--help"}, {"show", "--help"}, {"delete", "--help"}, {"watch", "--help"}, {"stats", "--help"},
-		{"check", "--help"}, {"reload", "--help"}} {
+		{"check", "--help"}, {"reload", "--help"}, {"version", "--help"}, {"help", "--help"}, {"help", "map"}, {"help", "help"}} {
 		stdout.Reset()
 		stderr.Reset()
 		code := run(t.Context(), args, &stdout, &stderr)
 		if code != exitDone || !strings.HasPrefix(stdout.String(), "Usage: pcpctl ") || stderr.Len() != 0 {
 			t.Errorf("%v: %d, %q, %q", args, code, stdout.String(), stderr.String())
+		}
+	}
+}
+
+func TestHelpSays(t *testing.T) {
+	for _, test := range []struct{ args, want string }{
+		{"help map", "Usage: pcpctl map --protocol P"},
+		{"help delete", "Flows that the inside socket began itself live on"},
+		{"map --help", "to have its port again within 120 s of its deletion"},
+		{"help", "\n  version   print the version\n"},
+		{"help help", "Usage: pcpctl help [COMMAND]\n"},
+		{"version", "pcpctl "},
+		{"--version", "pcpctl "},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), strings.Fields(test.args), &stdout, &stderr)
+		if code != exitDone || !strings.Contains(stdout.String(), test.want) || stderr.Len() != 0 {
+			t.Errorf("%s: %d, %q, %q; want %q", test.args, code, stdout.String(), stderr.String(), test.want)
 		}
 	}
 }

@@ -222,7 +222,11 @@ func (r *Request) suits(a netip.Addr, found bool) bool {
 	if !found {
 		return true
 	}
-	for _, named := range []netip.Addr{r.ThirdParty, r.RemotePeer.Addr(), r.SuggestedExternal.Addr()} {
+	all := []netip.Addr{r.ThirdParty, r.RemotePeer.Addr(), r.SuggestedExternal.Addr()}
+	for _, f := range r.Filters {
+		all = append(all, f.Peers.Addr())
+	}
+	for _, named := range all {
 		if named.IsValid() && named.Is4() != a.Is4() {
 			return false
 		}

@@ -148,7 +148,7 @@ func TestRetransmission(t *testing.T) {
 		if !errors.Is(err, pcpclient.ErrNoAnswer) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
-		if want := "no answer from 192.168.1.1:5351: context deadline exceeded"; err.Error() != want {
+		if want := "no answer from 192.168.1.1:5351 within 10800 s"; err.Error() != want {
 			t.Errorf("error %q, want %q", err, want)
 		}
 		got := s.requests()
@@ -444,6 +444,9 @@ func TestDefaultRouters(t *testing.T) {
 		{"A-46 IPv4 peer", pcpclient.Request{Protocol: 6, InternalPort: 1, RemotePeer: peer4}, 1, 0},
 		{"A-46 IPv6 peer", pcpclient.Request{Protocol: 6, InternalPort: 1, RemotePeer: peer6}, 0, 1},
 		{"A-46 IPv4 third party", pcpclient.Request{Protocol: 6, InternalPort: 1, ThirdParty: client4.Next()}, 1, 0},
+		{"IPv4 filter", pcpclient.Request{Protocol: 6, InternalPort: 1, Filters: []pcp.Filter{{Peers: netip.PrefixFrom(peer4.Addr(), 24)}}}, 1, 0},
+		{"IPv6 filter", pcpclient.Request{Protocol: 6, InternalPort: 1, Filters: []pcp.Filter{{Peers: netip.PrefixFrom(peer6.Addr(), 32)}}}, 0, 1},
+		{"IPv6 suggestion", pcpclient.Request{Protocol: 6, InternalPort: 1, SuggestedExternal: peer6}, 0, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -482,7 +485,8 @@ func TestStragglers(t *testing.T) {
 		n.serve(router6, &server{silent: true})
 		start := time.Now()
 		got, err := pcpclient.New(pcpclient.Config{Network: n}).Map(t.Context(), udp4500)
-		if err != nil || got[0].Err != nil || !errors.Is(got[1].Err, pcpclient.ErrNoAnswer) {
+		if err != nil || got[0].Err != nil || !errors.Is(got[1].Err, pcpclient.ErrNoAnswer) ||
+			!strings.HasSuffix(got[1].Err.Error(), " within 4 s") {
 			t.Errorf("%+v, %v", got, err)
 		}
 		within(t, "wait for the silent one", time.Since(start), 4*time.Second, 4*time.Second)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -332,7 +331,7 @@ func (b *inbox) drain() {
 // ask is one call as somebody waits for it: at the first address that answers,
 // and no longer than hope remains.
 func (l *link) ask(ctx context.Context, box *inbox, q *call) (reply, error) {
-	tries := 0
+	tries, start := 0, time.Now()
 	if len(l.server) > 1 {
 		tries = triesPerAddress
 	}
@@ -345,7 +344,7 @@ func (l *link) ask(ctx context.Context, box *inbox, q *call) (reply, error) {
 		case errWoken:
 			continue
 		}
-		all = append(all, fmt.Errorf("%w from %s: %w", ErrNoAnswer, l.server[index], err))
+		all = append(all, noAnswer(ctx, l.server[index], start, err))
 		if ctx.Err() != nil {
 			break
 		}

@@ -1,9 +1,11 @@
 package pcpclient
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"pcpd/pcp"
 )
@@ -14,6 +16,36 @@ var ErrNoAnswer = errors.New("no answer")
 
 // ErrNoServer means that no server was named and no default router found.
 var ErrNoServer = errors.New("no PCP server: none was named, and there is no default router of the family wanted")
+
+// silenceError is the error of a server that did not answer in time.
+type silenceError struct {
+	server netip.AddrPort
+	waited time.Duration
+	cause  error
+}
+
+func (e *silenceError) Error() string {
+	unit := 100 * time.Millisecond
+	if e.waited < time.Second {
+		unit = time.Millisecond
+	}
+	return fmt.Sprintf("%v from %s within %v s", ErrNoAnswer, e.server, e.waited.Round(unit).Seconds())
+}
+
+func (e *silenceError) Unwrap() []error { return []error{ErrNoAnswer, e.cause} }
+
+// noAnswer returns why there was no answer to what was asked since start.
+func noAnswer(ctx context.Context, server netip.AddrPort, start time.Time, cause error) error {
+	e := &silenceError{server: server, waited: time.Since(start), cause: cause}
+	switch deadline, ok := ctx.Deadline(); {
+	case errors.Is(cause, errStraggler):
+		return e
+	case errors.Is(cause, context.DeadlineExceeded) && ok:
+		e.waited = deadline.Sub(start) // what the caller asked for
+		return e
+	}
+	return fmt.Errorf("%w from %s: %w", ErrNoAnswer, server, cause)
+}
 
 // VersionError is the cause of a *pcp.Error with UNSUPP_VERSION.
 type VersionError struct {
