@@ -59,7 +59,7 @@ func (a *asking) mapping(fs *pflag.FlagSet) {
 	fs.Var(&value[netip.Addr]{&a.external, parseAddr, "ADDR", ""}, "external-address", "suggested external address")
 	fs.Var(&value[time.Duration]{&a.lifetime, parseSeconds, "SECONDS", "3600"}, "lifetime", "lifetime wanted; 0 deletes a MAP mapping and queries a PEER mapping")
 	fs.Var(&value[netip.Addr]{&a.request.ThirdParty, parseAddr, "ADDR", ""}, "third-party", "internal address, if it is not one's own")
-	fs.Var(&value[*pcp.Nonce]{&a.nonce, nonce, "HEX", ""}, "nonce", "the mapping's nonce, 24 hexadecimal digits; needed to renew or delete it; default: a new one")
+	fs.Var(&value[*pcp.Nonce]{&a.nonce, nonce, "HEX", ""}, "nonce", "the mapping's nonce, 24 hexadecimal digits; needed to renew or delete it, and to have its port again within 120 s of its deletion; default: a new one")
 	fs.StringVar(&a.description, "description", "", "`TEXT` that names the mapping, if the server stores such")
 	fs.BoolVar(&a.keep, "keep", false, "keep the mapping alive until interrupted, then delete it")
 }

@@ -46,22 +46,26 @@ type command struct {
 	name     string
 	synopsis string // what follows the name
 	summary  string
+	note     string // more for its own help text, if there is more
 	run      func(t *tool, ctx context.Context, fs *pflag.FlagSet, args []string) error
 }
 
 // commands returns all of them in the order of the help text.
 func commands() []command {
 	return []command{
-		{"map", "--protocol P --internal-port N [flags]", "ask for a mapping, so that everybody can send to an internal port", (*tool).askMap},
-		{"peer", "--protocol P --internal-port N --remote ADDR:PORT [flags]", "ask for, or lengthen, an outbound mapping to one remote peer", (*tool).askPeer},
-		{"announce", "[flags]", "ask whether a server is there, and for its epoch", (*tool).announce},
-		{"list", "[flags]", "list the mappings of the pcpd on this machine", (*tool).list},
-		{"show", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "show one mapping", (*tool).show},
-		{"delete", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "delete one mapping and cut its flows", (*tool).delete},
-		{"watch", "[flags]", "print every change of a mapping as it happens", (*tool).watch},
-		{"stats", "[flags]", "print pcpd's counters", (*tool).stats},
-		{"check", "[flags]", "have pcpd look at the machine and say what is wrong", (*tool).check},
-		{"reload", "[flags]", "have pcpd read its configuration again", (*tool).reload},
+		{"map", "--protocol P --internal-port N [flags]", "ask for a mapping, so that everybody can send to an internal port", "", (*tool).askMap},
+		{"peer", "--protocol P --internal-port N --remote ADDR:PORT [flags]", "ask for, or lengthen, an outbound mapping to one remote peer", "", (*tool).askPeer},
+		{"announce", "[flags]", "ask whether a server is there, and for its epoch", "", (*tool).announce},
+		{"list", "[flags]", "list the mappings of the pcpd on this machine", "", (*tool).list},
+		{"show", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "show one mapping", "", (*tool).show},
+		{"delete", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "delete one mapping and cut the flows that came in by it",
+			"Flows that the inside socket began itself live on, except that of a deleted\nPEER mapping.\n", (*tool).delete},
+		{"watch", "[flags]", "print every change of a mapping as it happens", "", (*tool).watch},
+		{"stats", "[flags]", "print pcpd's counters", "", (*tool).stats},
+		{"check", "[flags]", "have pcpd look at the machine and say what is wrong", "", (*tool).check},
+		{"reload", "[flags]", "have pcpd read its configuration again", "", (*tool).reload},
+		{"version", "", "print the version", "", (*tool).version},
+		{"help", "[COMMAND]", "print this, or the help text of a command", "", (*tool).helpOn},
 	}
 }
 
@@ -83,19 +87,29 @@ func (t *tool) run(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	switch args[0] {
-	case "help", "-h", "--help":
-		t.usage(t.stdout)
-		return exitDone
+	case "-h", "--help":
+		args = []string{"help"}
+	case "--version":
+		args = append([]string{"version"}, args[1:]...)
 	}
+	c, err := named(args[0])
+	if err != nil {
+		fmt.Fprintf(t.stderr, "pcpctl: %s\n", err)
+		return exitUsage
+	}
+	return t.dispatch(ctx, c, args[1:])
+}
+
+// named returns the command with that name.
+func named(name string) (command, error) {
 	var names []string
 	for _, c := range commands() {
-		if c.name == args[0] {
-			return t.dispatch(ctx, c, args[1:])
+		if c.name == name {
+			return c, nil
 		}
 		names = append(names, c.name)
 	}
-	fmt.Fprintf(t.stderr, "pcpctl: there is no command %q; the commands are %s\n", args[0], strings.Join(names, ", "))
-	return exitUsage
+	return command{}, usagef("there is no command %q; the commands are %s", name, strings.Join(names, ", "))
 }
 
 func (t *tool) usage(w io.Writer) {
@@ -111,7 +125,10 @@ func (t *tool) dispatch(ctx context.Context, c command, args []string) int {
 	fs.SortFlags = false
 	fs.SetOutput(io.Discard) // errors are reported below
 	fs.Usage = func() {
-		fmt.Fprintf(t.stdout, "Usage: pcpctl %s %s\n\nTo %s.\n\n%s\n", c.name, c.synopsis, c.summary, strings.TrimRight(fs.FlagUsages(), "\n"))
+		fmt.Fprintf(t.stdout, "Usage: %s\n\nTo %s.\n%s", strings.TrimSpace("pcpctl "+c.name+" "+c.synopsis), c.summary, c.note)
+		if flags := fs.FlagUsages(); flags != "" {
+			fmt.Fprintf(t.stdout, "\n%s\n", strings.TrimRight(flags, "\n"))
+		}
 	}
 	err := c.run(t, ctx, fs, args)
 	var wrong usageError
