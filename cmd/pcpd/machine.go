@@ -202,7 +202,29 @@ func (m machine) describeMode(c *config, md mode, who string) string {
 			to += " (what " + c.external + " has now, followed as it changes)"
 		}
 	}
-	return fmt.Sprintf("%s: it maps ports of %s to ports of %s.", md.kind, who, to)
+	plan := fmt.Sprintf("%s: it maps ports of %s to ports of %s.", md.kind, who, to)
+	if text := m.passedText(c); text != "" {
+		plan += " It does not use " + text + "."
+	}
+	return plan
+}
+
+// passedText says which addresses of the external interface are not followed,
+// why, and what to do for them; "" if that is none.
+func (m machine) passedText(c *config) string {
+	if !c.followsExternal() {
+		return ""
+	}
+	passed := m.interfaces(c.external).Passed4()
+	if len(passed) == 0 {
+		return ""
+	}
+	var names []string
+	for _, a := range passed {
+		names = append(names, a.String())
+	}
+	return fmt.Sprintf("%s of %s, which the Internet cannot reach, while there is a public address; --external-address overrides that",
+		strings.Join(names, ", "), c.external)
 }
 
 func describeFirewall(c *config) []string {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -22,6 +24,8 @@ func good() machine {
 	all := map[string]netif.Interface{
 		"lan0": iface("lan0", "192.168.1.1/24", "2001:db8::1/64"),
 		"wan0": iface("wan0", "203.0.113.2/24"),
+		// With an address for management beside the public one.
+		"wan1": iface("wan1", "10.66.0.1/24", "203.0.113.2/24", "100.64.7.7/10"),
 	}
 	return machine{
 		netAdmin:   func() bool { return true },
@@ -133,6 +137,9 @@ func TestDescribe(t *testing.T) {
 			" --quota 0 --third-party 10.0.0.1 --on-exit remove", []string{
 			"the hosts of 10.0.0.0/8 to ports of 198.51.100.8/30.", "must accept packets with the mark 0x10: `meta mark & 0x10 != 0 accept`",
 			"as many mappings as it likes", "Clients in 10.0.0.1 may ask", "removes everything"}},
+		{"addresses passed over", "--internal lan0 --external wan1", []string{
+			"to ports of 203.0.113.2 (what wan1 has now, followed as it changes). It does not use 10.66.0.1, 100.64.7.7 of wan1",
+			"--external-address overrides"}},
 	} {
 		text := strings.Join(good().describe(parse(t, tt.args)), "\n")
 		for _, part := range tt.want {
@@ -140,5 +147,22 @@ func TestDescribe(t *testing.T) {
 				t.Errorf("%s: %q lacks %q", tt.name, text, part)
 			}
 		}
+	}
+}
+
+// What is passed over is logged once, and again when it is something else.
+func TestTellPassed(t *testing.T) {
+	var buf bytes.Buffer
+	d := &daemon{cfg: parse(t, "--internal lan0 --external wan1"), log: slog.New(slog.NewTextHandler(&buf, nil)), machine: good()}
+	d.tellPassed()
+	d.tellPassed()
+	if n := strings.Count(buf.String(), "not used for translation: 10.66.0.1, 100.64.7.7 of wan1"); n != 1 {
+		t.Errorf("logged %d times:\n%s", n, buf.String())
+	}
+	d.cfg = parse(t, "--internal lan0 --external wan1 --external-address 10.66.0.1")
+	buf.Reset()
+	d.tellPassed()
+	if buf.Len() > 0 {
+		t.Errorf("with --external-address: %s", buf.String())
 	}
 }

@@ -38,6 +38,9 @@ type daemon struct {
 	// external is what the data path translates to now. It belongs to start
 	// and, after that, to the monitor's goroutine.
 	external []netip.Prefix
+	// passed is what was last logged of addresses that are not followed. It
+	// belongs to whom external does.
+	passed string
 
 	// closers are called in reverse, each after what it serves has ended.
 	closers []func() error
@@ -123,6 +126,7 @@ func (d *daemon) start() error {
 	d.clock = st.clock
 	if d.cfg.followsExternal() {
 		d.external = d.machine.external(d.cfg)
+		d.tellPassed()
 	}
 	now := d.clock.now()
 	d.path, err = openDataPath(d.cfg, d.machine.external(d.cfg), now, d.log)
@@ -220,6 +224,7 @@ func (d *daemon) interfacesChanged() {
 	if !d.cfg.followsExternal() {
 		return
 	}
+	d.tellPassed()
 	addrs := d.machine.external(d.cfg)
 	if slices.Equal(addrs, d.external) {
 		return
@@ -232,6 +237,16 @@ func (d *daemon) interfacesChanged() {
 	}
 	d.external = addrs
 	d.server.Readdress(now, true)
+}
+
+// tellPassed logs which addresses of the external interface are not used,
+// whenever that is others than before.
+func (d *daemon) tellPassed() {
+	text := d.machine.passedText(d.cfg)
+	if text != "" && text != d.passed {
+		d.log.Info("not used for translation: " + text)
+	}
+	d.passed = text
 }
 
 // reinstall puts the kernel's table right and every mapping back into it.

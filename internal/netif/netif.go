@@ -54,16 +54,42 @@ func (i Interface) equal(j Interface) bool {
 // External4 returns the IPv4 addresses that a translation may use: global,
 // neither deprecated nor from a network that is none (127/8, 169.254/16). An
 // address of a private network (RFC 1918) or of a carrier's (RFC 6598) is one
-// of them: behind another NAT a mapping still serves that NAT's side.
+// of them only where the interface has no public one: behind another NAT a
+// mapping still serves that NAT's side, but beside a public address it is one
+// for management, and what is translated to it does not reach the Internet.
 func (i Interface) External4() []netip.Addr {
-	var out []netip.Addr
+	public, private := i.usable4()
+	if len(public) == 0 {
+		return private
+	}
+	return public
+}
+
+// Passed4 returns the addresses that External4 leaves out because the
+// interface has a public one.
+func (i Interface) Passed4() []netip.Addr {
+	public, private := i.usable4()
+	if len(public) == 0 {
+		return nil
+	}
+	return private
+}
+
+// usable4 returns the IPv4 addresses that packets can come from, those that
+// BehindNAT reports apart.
+func (i Interface) usable4() (public, private []netip.Addr) {
 	for _, a := range i.Addresses {
 		addr := a.Prefix.Addr()
-		if addr.Is4() && a.Global && !a.Deprecated && !a.Tentative && addr.IsGlobalUnicast() && !slices.Contains(out, addr) {
-			out = append(out, addr)
+		switch {
+		case !addr.Is4() || !a.Global || a.Deprecated || a.Tentative || !addr.IsGlobalUnicast():
+		case slices.Contains(public, addr) || slices.Contains(private, addr):
+		case BehindNAT(addr):
+			private = append(private, addr)
+		default:
+			public = append(public, addr)
 		}
 	}
-	return out
+	return public, private
 }
 
 // Has reports whether addr is one of the interface's own.

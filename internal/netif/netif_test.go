@@ -39,8 +39,33 @@ func TestExternal4(t *testing.T) {
 		addr("198.51.100.7/32", true, false, false),
 		addr("2001:db8::1/64", true, false, false),
 	}}
-	if got, want := i.External4(), addrs("198.51.100.7", "100.64.0.9"); !slices.Equal(got, want) {
+	if got, want := i.External4(), addrs("198.51.100.7"); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	if got, want := i.Passed4(), addrs("100.64.0.9"); !slices.Equal(got, want) {
+		t.Errorf("passed over: %v, want %v", got, want)
+	}
+}
+
+// Beside a public address a private one is not translated to; alone it is.
+func TestExternal4PrefersPublic(t *testing.T) {
+	for _, c := range []struct{ name, has, used, passed string }{
+		{"none", "", "", ""},
+		{"public", "203.0.113.2/24 203.0.113.3/24", "203.0.113.2 203.0.113.3", ""},
+		{"every private network", "10.66.0.1/24 203.0.113.2/24 172.16.0.1/12 192.168.7.1/24 100.64.1.1/10 169.254.3.4/16",
+			"203.0.113.2", "10.66.0.1 172.16.0.1 192.168.7.1 100.64.1.1"},
+		{"private only", "192.168.100.2/24 100.64.1.1/10 169.254.3.4/16", "192.168.100.2 100.64.1.1", ""},
+	} {
+		var i netif.Interface
+		for _, p := range strings.Fields(c.has) {
+			i.Addresses = append(i.Addresses, netif.Address{Prefix: netip.MustParsePrefix(p), Global: true})
+		}
+		if got, want := i.External4(), addrs(strings.Fields(c.used)...); !slices.Equal(got, want) {
+			t.Errorf("%s: External4 is %v, want %v", c.name, got, want)
+		}
+		if got, want := i.Passed4(), addrs(strings.Fields(c.passed)...); !slices.Equal(got, want) {
+			t.Errorf("%s: Passed4 is %v, want %v", c.name, got, want)
+		}
 	}
 }
 
