@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
 
+scripts/setup.sh ip nft sysctl
+
 if [[ $(id -u) != 0 ]]; then
 	unshare --user --map-root-user --net --mount true 2>/dev/null || {
 		echo "demo: this system lets only root make network namespaces: sudo make demo" >&2

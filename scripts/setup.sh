@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the lab use on Debian. Silent and
 # without effect where everything is there already.
+#
+#   scripts/setup.sh              everything
+#   scripts/setup.sh ip nft ...   only what has these commands
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -26,7 +29,8 @@ fi
 
 packages=()
 while read -r command package; do
-	[[ -z $command ]] || command -v "$command" >/dev/null || packages+=("$package")
+	[[ -n $command && ($# == 0 || " $* " == *" $command "*) ]] || continue
+	command -v "$command" >/dev/null || packages+=("$package")
 done <<<"$needs"
 [[ ${#packages[@]} -gt 0 ]] || exit 0
 
