@@ -3,6 +3,8 @@ package firewall_test
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +97,45 @@ func TestListing(t *testing.T) {
 	ours, theirs := bytecode(n), bytecode(copied)
 	if len(ours) == 0 || ours != theirs {
 		t.Errorf("our rules are\n%s\nand nft's\n%s", ours, theirs)
+	}
+}
+
+// A ruleset that an administrator saved with our table in it loads again, as
+// it was listed. Only of an orphan does an nft that has no word for persist
+// (before 1.1.0) write a line that no nft reads.
+func TestSavedRulesetLoads(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		shared, orphan bool
+	}{{"owned", false, false}, {"shared", true, false}, {"orphan", false, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := nstest.New(t, "save")
+			cfg := config(n)
+			cfg.Shared = tt.shared
+			tab := install(t, cfg)
+			m := mapping(pcp.ProtocolUDP, "198.51.100.10:5000")
+			if _, err := firewall.New(tab).AddMapping(time.Now(), m, 0); err != nil {
+				t.Fatal(err)
+			}
+			commit(t, tab)
+			if tt.orphan {
+				tab.Close()
+			}
+			saved := n.Run("nft", "list", "ruleset")
+			if tt.orphan {
+				saved = strings.Replace(saved, "\tflags \n", "", 1)
+			}
+			if !strings.Contains(saved, "198.51.100.10 . udp . 5000 timeout") {
+				t.Errorf("the mapping is not in\n%s", saved)
+			}
+			file := filepath.Join(t.TempDir(), "ruleset")
+			if err := os.WriteFile(file, []byte(saved), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := nstest.New(t, "load").Try("nft", "-c", "-f", file); err != nil {
+				t.Errorf("%v\n%s\nfrom\n%s", err, out, saved)
+			}
+		})
 	}
 }
 
