@@ -206,61 +206,112 @@ func (s *Server) storeEpoch() {
 
 // Restore puts stored mappings back, before the first request is handled. The
 // device must be a Restorer. It returns how many are in force again and how
-// many could not be restored; if that is not zero, state was lost and the
-// epoch must start anew (RFC 6887, Section 8.5). Expired records count as
-// neither.
+// many are not; if that is not zero, state was lost and the epoch must start
+// anew (RFC 6887, Section 8.5). Expired records count as neither.
+//
+// A mapping that the configuration of today would not grant ends: its service
+// is gone, or does not permit its opcode, protocol, wildcard, THIRD_PARTY or
+// number of filters any more. It counts as lost, since its client is to learn
+// of it. One that has more than MaxLifetime left is shortened, and its client
+// is sent a mapping update.
 func (s *Server) Restore(now time.Time, records []Record) (restored, lost int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	forbidden := 0
 	for len(records) > 0 {
 		n := min(len(records), evictBatch)
-		r, l := s.restoreSome(now, records[:n])
-		restored, lost = restored+r, lost+l
+		in := s.restoreSome(now, records[:n])
+		restored, lost, forbidden = restored+in.restored, lost+in.lost, forbidden+in.forbidden
 		records = records[n:]
 	}
-	return restored, lost
+	if forbidden > 0 {
+		s.log.Warn("stored mappings that the present configuration does not permit were ended; if their clients are to have them, permit their prefixes, protocols, wildcards, third parties and opcodes again", "count", forbidden)
+	}
+	return restored, lost + forbidden
 }
 
-func (s *Server) restoreSome(now time.Time, records []Record) (restored, lost int) {
-	var dead []pcp.Key
-	staged := make([]*entry, 0, len(records))
+// intake is what becomes of records.
+type intake struct {
+	staged                    []*entry
+	dead                      []pcp.Key
+	restored, lost, forbidden int
+}
+
+func (s *Server) restoreSome(now time.Time, records []Record) *intake {
+	in := &intake{staged: make([]*entry, 0, len(records))}
 	for i := range records {
-		r := &records[i]
-		k := r.Mapping.Key()
-		svc := s.serviceOfType(r.Type, r.Mapping.Internal.Addr())
-		if !r.Expires.After(now) {
-			dead = append(dead, k)
-			continue
-		}
-		if svc == nil || s.table.byKey[k] != nil {
-			dead, lost = append(dead, k), lost+1
-			continue
-		}
-		e := &entry{m: r.Mapping, svc: svc, expires: r.Expires, client: r.Client, local: r.Local,
-			ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure}
-		e.m.Lifetime = ceilSecond(r.Expires.Sub(now))
-		if err := svc.restore(now, e); err != nil {
-			s.abort(&e.m)
-			s.log.Warn("stored mapping could not be restored", "internal", e.m.Internal, "external", e.m.External, "err", err)
-			dead, lost = append(dead, k), lost+1
-			continue
-		}
-		e.sub = s.table.charge(r.Subscriber)
-		staged = append(staged, e)
+		s.stageRecord(now, &records[i], in)
 	}
 	err := s.commitOwn(now)
-	for _, e := range staged {
+	var changes []Change
+	for _, e := range in.staged {
 		if err != nil || s.refused[&e.m] != nil {
 			s.log.Warn("stored mapping was refused", "internal", e.m.Internal, "external", e.m.External, "err", errors.Join(err, s.refused[&e.m]))
 			s.table.release(e.sub)
-			dead, lost = append(dead, e.m.Key()), lost+1
+			in.dead, in.lost = append(in.dead, e.m.Key()), in.lost+1
 			continue
 		}
 		s.table.insert(e)
-		restored++
+		in.restored++
+		if e.shortened {
+			e.shortened = false
+			s.queueUpdate(now, e)
+			changes = append(changes, Change{Key: e.m.Key(), Record: e.record()})
+		}
 	}
-	s.forget(dead)
-	return restored, lost
+	if s.cfg.Store != nil && len(changes) > 0 {
+		s.write(changes)
+	}
+	s.forget(in.dead)
+	return in
+}
+
+// stageRecord stages the mapping of r unless it has ended.
+func (s *Server) stageRecord(now time.Time, r *Record, in *intake) {
+	k := r.Mapping.Key()
+	if !r.Expires.After(now) {
+		in.dead = append(in.dead, k)
+		return
+	}
+	svc := s.serviceOfType(r.Type, r.Mapping.Internal.Addr())
+	if svc == nil {
+		in.dead, in.forbidden = append(in.dead, k), in.forbidden+1
+		return
+	}
+	if s.table.byKey[k] != nil {
+		in.lost++ // the record is that of the mapping there is
+		return
+	}
+	e := &entry{m: r.Mapping, svc: svc, expires: s.bounded(now, r.Expires), client: r.Client, local: r.Local,
+		ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure}
+	e.shortened = e.expires.Before(r.Expires)
+	e.m.Lifetime = ceilSecond(e.expires.Sub(now))
+	err := svc.restore(now, e)
+	permitted := svc.permits(r)
+	switch {
+	case err != nil:
+		s.abort(&e.m)
+		s.log.Warn("stored mapping could not be restored", "internal", e.m.Internal, "external", e.m.External, "err", err)
+		in.dead, in.lost = append(in.dead, k), in.lost+1
+	case !permitted:
+		s.stageEnd(now, e)
+		in.dead, in.forbidden = append(in.dead, k), in.forbidden+1
+	default:
+		e.sub = s.table.charge(r.Subscriber)
+		in.staged = append(in.staged, e)
+	}
+}
+
+// stageEnd stages the end of a mapping that is staged to be restored: so its
+// device knows it, and cuts its flows, but never lets it in.
+func (s *Server) stageEnd(now time.Time, e *entry) {
+	if e.suspended {
+		return
+	}
+	if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteRequested); err != nil {
+		s.abort(&e.m)
+		s.log.Warn("flows of a stored mapping that is not permitted any more may live on", "internal", e.m.Internal, "external", e.m.External, "err", err)
+	}
 }
 
 func (s *Server) serviceOfType(t Type, internal netip.Addr) *service {

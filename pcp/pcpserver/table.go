@@ -26,6 +26,8 @@ type entry struct {
 	// suspended: the device has lost its external address and does not hold
 	// the mapping at present.
 	suspended bool
+	// shortened: since the server restored it, to less than its client knows.
+	shortened bool
 	// seq changes with each request, so that update repeats stop.
 	seq uint32
 
