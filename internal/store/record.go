@@ -56,6 +56,9 @@ const (
 	bitThirdParty = 1 << iota
 	bitPreferFailure
 	bitTag
+	// bitAnyAddress is not in records of before there was this bit: such a
+	// mapping of PREFER_FAILURE counts as one whose address was named.
+	bitAnyAddress
 )
 
 // appendRecord encodes everything that is not in the key.
@@ -70,6 +73,9 @@ func appendRecord(b []byte, r *pcpserver.Record) []byte {
 	}
 	if r.Tag != 0 {
 		bits |= bitTag
+	}
+	if r.AnyAddress {
+		bits |= bitAnyAddress
 	}
 	b = append(b, recordVersion, byte(m.Kind), byte(r.Type), bits)
 	b = append(b, m.Nonce[:]...)
@@ -159,6 +165,7 @@ func decode(key, value []byte) (pcpserver.Record, error) {
 	r.Type = pcpserver.Type(v.u8())
 	bits := v.u8()
 	r.ThirdParty, r.PreferFailure = bits&bitThirdParty != 0, bits&bitPreferFailure != 0
+	r.AnyAddress = bits&bitAnyAddress != 0
 	copy(m.Nonce[:], v.take(len(m.Nonce)))
 	r.Expires = time.Unix(0, int64(binary.BigEndian.Uint64(v.take(8)))).UTC()
 	m.External = v.addrPort()

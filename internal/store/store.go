@@ -20,8 +20,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -65,6 +65,9 @@ type Snapshot struct {
 	// SetAside is where a damaged file was moved to, and Cause why.
 	SetAside string
 	Cause    error
+	// Tightened is the mode that the file had if others than its owner had
+	// rights to it, which are taken away; zero if none had.
+	Tightened fs.FileMode
 }
 
 // Store implements pcpserver.Store.
@@ -78,6 +81,7 @@ type Store struct {
 	mu      sync.Mutex // guards what a Relaxed store has not written yet
 	pending map[string][]byte
 	failed  error
+	last    atomic.Pointer[error] // of the last write; nil if it succeeded
 	stop    chan struct{}
 	done    chan struct{}
 }
@@ -122,23 +126,18 @@ func Open(dir string, level Level) (*Store, Snapshot, error) {
 	return st, snap, err
 }
 
-// damageError means that the file's content cannot be believed.
-type damageError struct{ cause error }
-
-func (e *damageError) Error() string { return "state file is damaged: " + e.cause.Error() }
-func (e *damageError) Unwrap() error { return e.cause }
-
 func open(path string, level Level) (st *Store, snap Snapshot, err error) {
-	// bbolt maps the file: a page that is not there is a fault, and a page
-	// that makes no sense may be a panic. Both stay in this goroutine as long
-	// as bbolt's own Check, which starts another, is not used; the digest
-	// finds what it would.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			st, err = nil, &damageError{fmt.Errorf("%v", p)}
-		}
-	}()
+	err = guard(func() error {
+		st, snap, err = openUnguarded(path, level)
+		return err
+	})
+	if err != nil {
+		return nil, snap, err
+	}
+	return st, snap, nil
+}
+
+func openUnguarded(path string, level Level) (st *Store, snap Snapshot, err error) {
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -148,10 +147,16 @@ func open(path string, level Level) (st *Store, snap Snapshot, err error) {
 	case err != nil:
 		return nil, snap, fmt.Errorf("state file: %w", err)
 	case fi.Size() == 0:
-		return nil, snap, &damageError{errors.New("file is empty")}
+		return nil, snap, errEmpty
+	}
+	if snap.Tightened, err = tighten(path); err != nil {
+		return nil, snap, err
 	}
 	all, err := verify(path)
 	if err != nil {
+		return nil, snap, err
+	}
+	if err = writable(path); err != nil {
 		return nil, snap, err
 	}
 	if all.open != nil {
@@ -161,7 +166,7 @@ func open(path string, level Level) (st *Store, snap Snapshot, err error) {
 			return nil, snap, err
 		}
 	}
-	snap = Snapshot{Records: all.records, EpochStart: all.epoch, Lost: len(all.open) == 1 && Level(all.open[0]) == Relaxed}
+	snap = Snapshot{Tightened: snap.Tightened, Records: all.records, EpochStart: all.epoch, Lost: len(all.open) == 1 && Level(all.open[0]) == Relaxed}
 	db, err := openFile(path, false)
 	if err != nil {
 		return nil, snap, err
@@ -184,10 +189,10 @@ func openFile(path string, readOnly bool) (*bolt.DB, error) {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("state file %s is in use by another process", path)
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("state file: %w", err)
+	case refused(err):
+		return nil, fmt.Errorf("state file cannot be opened: %w", err)
 	case err != nil:
-		return nil, &damageError{err}
+		return nil, &damageError{fmt.Errorf("%w (%w)", errCut, err)}
 	}
 	return db, nil
 }
@@ -383,9 +388,21 @@ func (s *Store) write(body func(put func(k, v []byte) error) error, epoch *time.
 		return meta.Put(keyDigest, sum[:])
 	})
 	if err != nil {
-		return fmt.Errorf("write state file: %w", err)
+		err = fmt.Errorf("write state file: %w", err)
+		s.last.Store(&err)
+		return err
 	}
+	s.last.Store(nil)
 	s.digest = sum
+	return nil
+}
+
+// Err returns why the last write to the file failed, or nil if it succeeded or
+// there was none. It does not wait for one that is under way.
+func (s *Store) Err() error {
+	if err := s.last.Load(); err != nil {
+		return *err
+	}
 	return nil
 }
 

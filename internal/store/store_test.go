@@ -20,7 +20,7 @@ func rec(i int) pcpserver.Record {
 			Nonce: pcp.Nonce{1, 2, 3, byte(i)}},
 		Type: pcpserver.TypeNAT444, Expires: time.Unix(1_800_000_000, 5).UTC(), Subscriber: netip.PrefixFrom(a, 32),
 		Client: netip.AddrPortFrom(a, 5350), Local: netip.MustParseAddrPort("10.0.0.1:5351"), IfIndex: 7,
-		ThirdParty: i%2 == 0, PreferFailure: i%3 == 0,
+		ThirdParty: i%2 == 0, PreferFailure: i%3 == 0, AnyAddress: i%6 == 0,
 	}
 	if i%4 == 0 {
 		r.Mapping.Filters = []pcp.Filter{{Peers: netip.MustParsePrefix("198.51.100.0/24"), Port: 53}}
@@ -82,7 +82,7 @@ func TestReopenGivesBackEveryField(t *testing.T) {
 		for _, r := range snap.Records {
 			w := want[r.Mapping.Key()]
 			if r.Mapping.Nonce != w.Mapping.Nonce || !r.Expires.Equal(w.Expires) || r.Client != w.Client || r.Local != w.Local ||
-				r.Subscriber != w.Subscriber || r.IfIndex != w.IfIndex || r.ThirdParty != w.ThirdParty || r.PreferFailure != w.PreferFailure ||
+				r.Subscriber != w.Subscriber || r.IfIndex != w.IfIndex || r.ThirdParty != w.ThirdParty || r.PreferFailure != w.PreferFailure || r.AnyAddress != w.AnyAddress ||
 				len(r.Mapping.Filters) != len(w.Mapping.Filters) || r.Mapping.External != w.Mapping.External || r.Type != w.Type {
 				t.Errorf("got %+v\nwant %+v", r, w)
 			}
