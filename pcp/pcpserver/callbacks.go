@@ -85,8 +85,8 @@ func (s *Server) AnnounceTo(now time.Time, to Packet, epochStart time.Time) {
 // is left of it, in whole seconds; zero says that it is gone. The device is not
 // asked again. If the service has FlagUpdate the client is sent a mapping
 // update, three times or until it asks again (RFC 6887, Section 14.2); one
-// that had asked for PREFER_FAILURE is told CANNOT_PROVIDE_EXTERNAL instead
-// and loses the mapping. All mappings of an internal port have one external
+// that had asked for PREFER_FAILURE and another address, if it had named one, or
+// another port is told CANNOT_PROVIDE_EXTERNAL instead and loses the mapping. All mappings of an internal port have one external
 // port: a device calls Update for each of them.
 //
 // The error is ErrNotFound, or wraps ErrInvalid for an external address of the
@@ -162,7 +162,7 @@ func (svc *service) checkUpdate(external netip.AddrPort, lifetime time.Duration)
 // that the client is told it with.
 func (s *Server) adopt(now time.Time, e *entry, external netip.AddrPort, lifetime time.Duration) (pcp.ResultCode, error) {
 	lifetime = ceilSecond(lifetime)
-	if e.preferFailure && lifetime > 0 && e.m.External != external {
+	if lifetime > 0 && !e.accepts(external) {
 		err := s.evict(now, []*entry{e}, pcp.DeleteMoved, func(e *entry) {
 			s.event(EventDeleted, e, now)
 			s.table.remove(e)

@@ -154,7 +154,15 @@ func (e *entry) touch(c *Context) {
 	e.epochStart = c.sub.EpochStart
 	e.thirdParty = c.thirdParty
 	e.preferFailure = c.preferFailure
+	e.exactAddress = c.preferFailure && c.namesAddress()
 	e.seq++
+}
+
+// namesAddress reports whether the request suggests an external address, not
+// only a port.
+func (c *Context) namesAddress() bool {
+	a := c.req.SuggestedExternal.Addr()
+	return a.IsValid() && !a.IsUnspecified()
 }
 
 // EventKind tells what happened to a mapping.

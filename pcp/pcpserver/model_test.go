@@ -24,6 +24,7 @@ type known struct {
 	until     time.Time
 	filters   []byte // remote ports of FILTER, each once, in order
 	exact     bool   // the last request had PREFER_FAILURE
+	named     bool   // and named an address
 	suspended bool
 	gone      byte // of PEER: the nonce by which the socket's MAP was deleted
 }
@@ -253,6 +254,7 @@ func (m *model) follow(a *ask, k pcp.Key, ext netip.AddrPort, life time.Duration
 		e.until = m.now.Add(life)
 	}
 	e.nonce, e.external, e.exact, e.suspended = a.nonce, ext, a.exact, false
+	e.named = a.exact && a.eaddr != any4
 	if a.clear {
 		e.filters = nil
 	}
@@ -375,7 +377,7 @@ func (m *model) time(*rapid.T) {
 }
 
 // renumber changes the external addresses. Mappings move, wait, or end if
-// their client wanted just that address.
+// their client wanted just that address, or just that port.
 func (m *model) renumber(*rapid.T) {
 	m.last = nil
 	to := rapid.SampledFrom([][]string{{external1}, {external2}, {external1, external2}, {}}).Draw(m.r, "addresses")
@@ -389,7 +391,7 @@ func (m *model) renumber(*rapid.T) {
 		switch {
 		case !e.until.After(m.now) && !ok, lost && e.exact && !ok:
 			delete(m.maps, k)
-		case lost && e.exact, !ok:
+		case lost && e.named, lost && e.exact && i.Mapping.External.Port() != e.external.Port(), !ok:
 			m.r.Fatalf("%v: %+v became %v %+v", k, e, ok, i)
 		case lost && len(to) == 0 && i.Suspended:
 			e.suspended = true

@@ -11,7 +11,8 @@ import (
 
 // Readdress is called after a device's external addresses have changed. The
 // mappings that have lost theirs get another, or wait until there is one, and
-// their clients are sent mapping updates. If there are any, or force is set,
+// their clients are sent mapping updates. One of PREFER_FAILURE ends if its
+// client had named the address, or if it cannot keep its port. If there are any, or force is set,
 // the epoch starts anew (RFC 6887, Section 8.5) and restart announcements go
 // out.
 func (s *Server) Readdress(now time.Time, force bool) {
@@ -123,8 +124,9 @@ func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry
 // errStays: the device would not let go of the mapping, so it cannot move.
 var errStays = errors.New("mapping cannot be moved")
 
-// errMovedAway ends a mapping whose client had asked for PREFER_FAILURE: it
-// wanted that external address or none (Section 14.2).
+// errMovedAway ends a mapping whose client had asked for PREFER_FAILURE and
+// does not get what it had suggested: the external address, if it named one, and
+// the port (Section 14.2).
 var errMovedAway = pcp.NewError(pcp.ResultCannotProvideExternal, "external address is gone")
 
 func (s *Server) stageMove(now time.Time, mv *move, at map[*entry]*move) error {
@@ -135,17 +137,28 @@ func (s *Server) stageMove(now time.Time, mv *move, at map[*entry]*move) error {
 			return errStays
 		}
 	}
-	if e.preferFailure {
+	if e.exactAddress {
 		return errMovedAway
 	}
 	mv.m = e.m
 	mv.m.External = s.destination(e, at)
 	mv.m.Lifetime = max(time.Second, ceilSecond(e.expires.Sub(now)))
+	if !e.accepts(mv.m.External) {
+		return errMovedAway
+	}
 	err := s.readd(now, e, &mv.m)
 	if err != nil {
 		s.abort(&mv.m)
 	}
 	return err
+}
+
+// accepts reports whether e's client would have its mapping on an external
+// address and port other than the present ones: with PREFER_FAILURE only if it is
+// the port, and the address if it had named one, that it had asked for.
+func (e *entry) accepts(external netip.AddrPort) bool {
+	return !e.preferFailure || external == e.m.External ||
+		!e.exactAddress && external.Port() == e.m.External.Port()
 }
 
 // destination is where e is to go: to where another mapping of its internal
@@ -180,6 +193,9 @@ func (s *Server) readd(now time.Time, e *entry, m *pcp.Mapping) error {
 	filters := m.Filters
 	m.Filters = nil
 	var flags pcp.AddFlags
+	if e.preferFailure {
+		flags |= pcp.AddPreferFailure
+	}
 	if len(filters) > 0 {
 		flags |= pcp.AddLocked
 	}
@@ -218,6 +234,9 @@ func (s *Server) moved(now time.Time, mv *move) bool {
 	news := !e.suspended
 	e.suspended = true
 	if pe := resultOf(mv.err); pe.Result != pcp.ResultNetworkFailure {
+		if e.preferFailure && errors.Is(mv.err, pcp.ErrConflict) {
+			pe = errMovedAway
+		}
 		s.queueError(now, e, pe.Result)
 		s.event(EventDeleted, e, now)
 		s.table.remove(e)

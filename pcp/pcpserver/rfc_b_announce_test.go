@@ -5,9 +5,11 @@ package pcpserver_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -248,6 +250,67 @@ func TestB56e_PreferFailureEnds(t *testing.T) {
 	}
 }
 
+// B-56e: who wanted a port of whatever address keeps it on the new one, or has
+// none; so it is after a restart, and when the device moves the mapping.
+func TestB56e_PreferFailureOfAnyAddress(t *testing.T) {
+	const moved, taken, alone = 80, 81, 82
+	change := func(s *server) {
+		s.nat.renumber("198.51.100.9")
+		s.nat.strangers[socket{pcp.ProtocolUDP, netip.MustParseAddrPort("198.51.100.9:8081")}] = true
+		s.Readdress(s.now, false)
+	}
+	check := func(t *testing.T, s *server) {
+		t.Helper()
+		s.Tick(s.now)
+		got := map[uint16]string{}
+		for _, p := range s.sent {
+			r := reply(p.Data)
+			got[binary.BigEndian.Uint16(r[40:])] = fmt.Sprint(r.result(), " ", r.external())
+		}
+		if got[moved] != "SUCCESS 198.51.100.9:8080" || !strings.HasPrefix(got[taken], "CANNOT_PROVIDE_EXTERNAL") || !strings.HasPrefix(got[alone], "CANNOT_PROVIDE_EXTERNAL") {
+			t.Errorf("the clients were told %v", got)
+		}
+		if h, ok := s.nat.lookup(inbound(udp, client, moved)); !ok || h.External.String() != "198.51.100.9:8080" || s.nat.len() != 1 {
+			t.Errorf("the device has %v", s.nat)
+		}
+		s.compare()
+	}
+	store := newMemory()
+	s := newServer(t, withStore(store))
+	s.ok(request{iport: moved, eport: 8080, lifetime: 600, opts: preferFailure()})
+	s.ok(request{iport: taken, eport: 8081, lifetime: 600, opts: preferFailure()})
+	s.ok(request{iport: alone, eport: 8082, eaddr: external1, lifetime: 600, opts: preferFailure()})
+	records := store.all()
+	change(s)
+	check(t, s)
+
+	again := newServer(t)
+	again.Restore(again.now, records)
+	change(again)
+	check(t, again)
+
+	third := newServer(t)
+	third.ok(request{iport: moved, eport: 8080, lifetime: 600, opts: preferFailure()})
+	for _, to := range []string{external2 + ":8080", external2 + ":8090"} {
+		if err := third.Update(third.now, inbound(udp, client, moved), netip.MustParseAddrPort(to), 600*time.Second); err != nil {
+			t.Error(err)
+		}
+		if _, ok := third.Mapping(third.now, inbound(udp, client, moved)); ok != strings.HasSuffix(to, ":8080") {
+			t.Errorf("moved to %s by the device, the mapping lives on: %v", to, ok)
+		}
+	}
+
+	waits := newServer(t)
+	waits.ok(request{iport: moved, eport: 8080, lifetime: 600, opts: preferFailure()})
+	waits.nat.renumber()
+	waits.Readdress(waits.now, false)
+	waits.nat.renumber("198.51.100.9")
+	waits.Readdress(waits.now, false)
+	if h, ok := waits.nat.lookup(inbound(udp, client, moved)); !ok || h.External.String() != "198.51.100.9:8080" {
+		t.Errorf("the device has %v", waits.nat)
+	}
+}
+
 // B-56: MAP and PEER of one socket move together (B-47).
 func TestB56_SiblingsMoveTogether(t *testing.T) {
 	for i := range 20 { // the server's map is in random order
@@ -280,7 +343,7 @@ func TestB56_SiblingsMoveTogether(t *testing.T) {
 func TestB56_FailedMoveIsRepeated(t *testing.T) {
 	s := newServer(t)
 	s.ok(request{iport: 80, eport: 8080, lifetime: 600, opts: filter(120, 0, remote)})
-	s.ok(request{iport: 81, eport: 8081, lifetime: 600, opts: preferFailure()})
+	s.ok(request{iport: 81, eport: 8081, eaddr: external1, lifetime: 600, opts: preferFailure()})
 	s.nat.renumber("198.51.100.9")
 	s.nat.commitErr = fmt.Errorf("netlink: no buffer space available")
 	s.Readdress(s.now, false)

@@ -21,6 +21,8 @@ type Record struct {
 	Tag           uint64
 	ThirdParty    bool
 	PreferFailure bool
+	// AnyAddress: with PreferFailure, the client named the external port only.
+	AnyAddress bool
 }
 
 // Change is one record to be written, or removed if Record is nil.
@@ -43,7 +45,7 @@ func (e *entry) record() *Record {
 	return &Record{
 		Mapping: e.m, Type: e.svc.Type, Expires: e.expires, Subscriber: e.sub.id,
 		Client: e.client, Local: e.local, IfIndex: e.ifindex, Tag: e.tag,
-		ThirdParty: e.thirdParty, PreferFailure: e.preferFailure,
+		ThirdParty: e.thirdParty, PreferFailure: e.preferFailure, AnyAddress: e.preferFailure && !e.exactAddress,
 	}
 }
 
@@ -103,7 +105,7 @@ func (c *Context) record(now time.Time) *Record {
 	r := &Record{
 		Mapping: c.m, Type: c.e.svc.Type, Expires: now.Add(c.m.Lifetime), Subscriber: c.e.sub.id,
 		Client: c.Remote, Local: c.Local, IfIndex: c.IfIndex, Tag: c.Tag,
-		ThirdParty: c.thirdParty, PreferFailure: c.preferFailure,
+		ThirdParty: c.thirdParty, PreferFailure: c.preferFailure, AnyAddress: c.preferFailure && !c.namesAddress(),
 	}
 	if c.m.Kind == pcp.KindMap {
 		r.Mapping.Filters = c.all
@@ -283,7 +285,7 @@ func (s *Server) stageRecord(now time.Time, r *Record, in *intake) {
 		return
 	}
 	e := &entry{m: r.Mapping, svc: svc, expires: s.bounded(now, r.Expires), client: r.Client, local: r.Local,
-		ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure}
+		ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure, exactAddress: r.PreferFailure && !r.AnyAddress}
 	e.shortened = e.expires.Before(r.Expires)
 	e.m.Lifetime = ceilSecond(e.expires.Sub(now))
 	err := svc.restore(now, e)

@@ -23,6 +23,8 @@ type entry struct {
 	// What the last request asked for, repeated in mapping updates.
 	thirdParty    bool
 	preferFailure bool
+	// exactAddress: with PREFER_FAILURE, it named the external address too.
+	exactAddress bool
 	// suspended: the device has lost its external address and does not hold
 	// the mapping at present.
 	suspended bool
