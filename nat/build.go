@@ -95,7 +95,7 @@ func (d *Device) adopt(b *firewall.Builder) {
 // reservedElements are the ports that ordinary flows do not draw, as
 // intervals. PCP's own are left out for every protocol: it costs two ports.
 func reservedElements(reserved []PortRange) []nft.Elem {
-	ranges := append([]PortRange{{pcpClientPort, pcpServerPort}}, reserved...)
+	ranges := append([]PortRange{{pcp.ClientPort, pcp.ServerPort}}, reserved...)
 	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.First) - int(b.First) })
 	key := func(port int) []byte { return []byte{byte(port >> 8), byte(port)} }
 	var elems []nft.Elem

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"time"
 
-	"pcpd/firewall"
 	"pcpd/pcp"
 )
 
@@ -110,7 +109,7 @@ func (d *Device) grantable(now time.Time, m *pcp.Mapping, external netip.AddrPor
 func (d *Device) restsSinceBefore(now time.Time, s slot) bool {
 	if d.inherited {
 		d.inherited = false
-		d.restUntil = now.Add(d.cfg.Quarantine + firewall.DefaultGrace)
+		d.restUntil = now.Add(max(d.cfg.Quarantine, 0) + max(d.table.Config().Grace, 0))
 	}
 	if !now.Before(d.restUntil) || d.alloc.ports(s).taken(s.external.Port()) {
 		return false

@@ -289,7 +289,7 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 // 15.1). If its port rests for the same client, the mapping was deleted a
 // moment ago and lives on as an implicit one; then this is a retransmission.
 func (d *Device) refuseImplicit(now time.Time, m *pcp.Mapping, reason pcp.DeleteReason) error {
-	if reason != pcp.DeleteRequested || m.Kind != pcp.KindMap || !m.Protocol.HasPorts() || m.Internal.Port() == 0 {
+	if reason != pcp.DeleteRequested || m.Kind != pcp.KindMap || !m.Protocol.HasPorts() || d.serves(m) != nil {
 		return nil
 	}
 	ext := d.implicit(now, m)

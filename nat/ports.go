@@ -96,6 +96,9 @@ type allocator struct {
 	// queue has the quarantined ports, earliest end first, as the time in
 	// quarantine is the same for all.
 	queue []queued
+	// compactAt is the length at which the queue is rid of turns that are no
+	// port's any more, so that one client's coming and going does not grow it.
+	compactAt int
 }
 
 type space struct {
@@ -123,8 +126,8 @@ func (a *allocator) ports(s slot) *ports {
 		}
 		if s.protocol == pcp.ProtocolUDP {
 			// PCP's own, for good (RFC 6887, Section 11.3).
-			p.set(pcpClientPort)
-			p.set(pcpServerPort)
+			p.set(pcp.ClientPort)
+			p.set(pcp.ServerPort)
 		}
 		for _, r := range a.reserved {
 			for port := int(r.First); port <= int(r.Last); port++ {
@@ -140,11 +143,6 @@ func (a *allocator) ports(s slot) *ports {
 // so that clients who make and delete mappings cannot use up the address
 // (RFC 6888, REQ-8, wants the number bounded).
 const maxHeld = 8192
-
-const (
-	pcpClientPort = 5350
-	pcpServerPort = 5351
-)
 
 // grantable reports whether o may have the port: it is free, or in a
 // quarantine that o left it in.
@@ -220,6 +218,21 @@ func (a *allocator) release(now time.Time, s slot, o owner) {
 	until := now.Add(a.quarantine)
 	p.held[s.external.Port()] = hold{until, o}
 	a.queue = append(a.queue, queued{s, until})
+	if len(a.queue) > a.compactAt {
+		a.queue = slices.DeleteFunc(a.queue, func(q queued) bool { return !a.current(q) })
+		a.compactAt = 2*len(a.queue) + 1024
+	}
+}
+
+// current reports whether a turn in the queue is still that of its port: one
+// that was taken back, or whose address has gone, has none.
+func (a *allocator) current(q queued) bool {
+	p := a.spaces[space{q.external.Addr(), q.protocol}]
+	if p == nil {
+		return false
+	}
+	h, held := p.held[q.external.Port()]
+	return held && h.until.Equal(q.until)
 }
 
 // expire ends the quarantines that are over.
@@ -227,15 +240,10 @@ func (a *allocator) expire(now time.Time) {
 	for len(a.queue) > 0 && !a.queue[0].until.After(now) {
 		q := a.queue[0]
 		a.queue = a.queue[1:]
-		p := a.spaces[space{q.external.Addr(), q.protocol}]
-		if p == nil {
-			continue // the address has gone
-		}
-		port := q.external.Port()
-		// Taken back and released again, it has a later turn.
-		if h, held := p.held[port]; held && h.until.Equal(q.until) {
-			delete(p.held, port)
-			p.clear(port)
+		if a.current(q) {
+			p := a.ports(q.slot)
+			delete(p.held, q.external.Port())
+			p.clear(q.external.Port())
 		}
 	}
 }
@@ -244,11 +252,7 @@ func (a *allocator) expire(now time.Time) {
 func (a *allocator) resting(now time.Time, f func(s slot, left time.Duration)) {
 	a.expire(now)
 	for _, q := range a.queue {
-		p := a.spaces[space{q.external.Addr(), q.protocol}]
-		if p == nil {
-			continue
-		}
-		if h, held := p.held[q.external.Port()]; held && h.until.Equal(q.until) {
+		if a.current(q) {
 			f(q.slot, q.until.Sub(now))
 		}
 	}

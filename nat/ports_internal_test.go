@@ -217,3 +217,21 @@ func BenchmarkDrawNearlyFull(b *testing.B) {
 		}
 	}
 }
+
+// One client that comes and goes with one port does not grow the queue.
+func TestQuarantineQueueIsBounded(t *testing.T) {
+	a := newAllocator(120*time.Second, nil, rand.New(rand.NewPCG(1, 2)))
+	s := slot{pcp.ProtocolUDP, netip.AddrPortFrom(testAddr, 40000)}
+	o := owner{internal: netip.MustParseAddrPort("192.168.1.10:4000")}
+	now := time.Unix(1_800_000_000, 0)
+	for i := range 100_000 {
+		a.take(s)
+		a.release(now.Add(time.Duration(i)*time.Microsecond), s, o)
+	}
+	if len(a.queue) > 2048 {
+		t.Errorf("%d turns for one port", len(a.queue))
+	}
+	if later := now.Add(time.Hour); !a.grantable(later, s, owner{}) {
+		t.Error("the port is never free again")
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,8 @@ import (
 // BindInUse reports whether a socket of this host, in the caller's network
 // namespace, has the port: it tries to bind one and closes it at once. An
 // address that is not the host's, and a protocol other than TCP and UDP, is
-// never in use. It is what Config.InUse stands for if nil.
+// never in use; what cannot be found out is. It is what Config.InUse stands
+// for if nil.
 func BindInUse(protocol pcp.Protocol, addr netip.Addr, port uint16) bool {
 	kind := 0
 	switch protocol {
@@ -35,7 +37,7 @@ func BindInUse(protocol pcp.Protocol, addr netip.Addr, port uint16) bool {
 	}
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return true
 	}
 	defer unix.Close(fd)
 	if kind == unix.SOCK_STREAM {
@@ -44,7 +46,21 @@ func BindInUse(protocol pcp.Protocol, addr netip.Addr, port uint16) bool {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}
 	err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(port), Addr: addr.As4()})
-	return errors.Is(err, unix.EADDRINUSE)
+	if errors.Is(err, unix.EACCES) {
+		// A port below 1024, and we may not bind it whether it is free or
+		// not (no CAP_NET_BIND_SERVICE).
+		return listened(protocol, addr, port)
+	}
+	return err != nil && !errors.Is(err, unix.EADDRNOTAVAIL)
+}
+
+// listened reports whether a socket of this host waits at the port.
+func listened(protocol pcp.Protocol, addr netip.Addr, port uint16) bool {
+	list, err := Listening()
+	return err != nil || slices.ContainsFunc(list, func(s Service) bool {
+		a := s.Addr.Addr()
+		return s.Protocol == protocol && s.Addr.Port() == port && (a == addr || a.IsUnspecified())
+	})
 }
 
 // A Service is a socket of the router that waits for strangers. The address
