@@ -43,10 +43,6 @@ func (s *source) Delete(_ context.Context, id string) error {
 // Stats implements control.Source.
 func (s *source) Stats() control.Stats {
 	st := s.server.Stats(s.now())
-	options := make(map[string]uint64)
-	for code, n := range st.Options {
-		options[strconv.Itoa(int(code))] = n
-	}
 	other := make(map[string]uint64)
 	for name, n := range map[string]uint64{
 		"subscribers": uint64(st.Subscriber), "expired": st.Expired, "commits": st.Commits,
@@ -60,7 +56,7 @@ func (s *source) Stats() control.Stats {
 	return control.Stats{
 		Version: version(), Started: s.started, Epoch: st.Epoch, Mappings: st.Mappings,
 		Counters: map[string]map[string]uint64{
-			"operation": st.Operations, "result": st.Results, "option": options, "dropped": st.Drops, "server": other,
+			"operation": st.Operations, "result": st.Results, "option": st.Options, "dropped": st.Drops, "server": other,
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"pcpd/pcp"
@@ -177,9 +178,13 @@ const (
 	EventMoved             // it has another external address or port
 )
 
-// String returns "created", "renewed", "deleted", "expired" or "moved".
+// String returns "created", "renewed", "deleted", "expired" or "moved", and
+// "event(9)" for a value without a name.
 func (k EventKind) String() string {
-	return [...]string{"created", "renewed", "deleted", "expired", "moved"}[k]
+	if names := [...]string{"created", "renewed", "deleted", "expired", "moved"}; int(k) < len(names) {
+		return names[k]
+	}
+	return "event(" + strconv.Itoa(int(k)) + ")"
 }
 
 // Event is one change of a mapping.

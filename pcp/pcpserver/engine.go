@@ -37,7 +37,8 @@ type Config struct {
 	Authorizer Authorizer
 	Counter    Counter
 	// Store makes mappings durable before they are acknowledged; nil keeps
-	// them in memory and in the device only.
+	// them in memory and in the device only. With one, every device must be a
+	// Restorer.
 	Store Store
 	// Sender takes what is sent unasked: announcements and mapping updates.
 	// Serve sets it to its connections.
@@ -126,6 +127,10 @@ func newServer(cfg Config, now time.Time) (*Server, error) {
 		svc, err := newService(sv)
 		if err != nil {
 			errs = append(errs, err)
+			continue
+		}
+		if _, ok := sv.Device.(Restorer); !ok && cfg.Store != nil {
+			errs = append(errs, fmt.Errorf("service %s: there is a Store but the device is no Restorer, so nothing stored could be put back; implement Restore or leave out the Store", sv.Type))
 			continue
 		}
 		s.services = append(s.services, svc)

@@ -193,7 +193,7 @@ func TestLibpcpd_Increment(t *testing.T) {
 		t.Errorf("counted %v, want %v", c, want)
 	}
 	st := s.Stats(s.now)
-	if st.Operations["MAP"] != 1 || st.Results["SUCCESS"] != 2 || st.Options[200] != 1 || st.Drops[pcpserver.DropShort.String()] != 1 {
+	if st.Operations["MAP"] != 1 || st.Results["SUCCESS"] != 2 || st.Options["other"] != 1 || st.Drops[pcpserver.DropShort.String()] != 1 {
 		t.Errorf("stats %+v", st)
 	}
 }

@@ -1,6 +1,7 @@
 package pcpserver
 
 import (
+	"strconv"
 	"sync/atomic"
 
 	"pcpd/pcp"
@@ -29,7 +30,10 @@ const (
 
 // String returns the reason as a label, for example "not_internal".
 func (d DropReason) String() string {
-	return [...]string{"not_internal", "source", "short", "response", "subscriber"}[d]
+	if names := [...]string{"not_internal", "source", "short", "response", "subscriber"}; int(d) < len(names) {
+		return names[d]
+	}
+	return "drop(" + strconv.Itoa(int(d)) + ")"
 }
 
 type counters struct {
@@ -47,9 +51,9 @@ type counters struct {
 
 // Stats is a snapshot of a server's counters and gauges.
 type Stats struct {
-	Operations map[string]uint64 `json:"operations"`      // requests by opcode
+	Operations map[string]uint64 `json:"operations"`      // requests by opcode; those of unknown ones are "other"
 	Results    map[string]uint64 `json:"results"`         // responses by result code
-	Options    map[uint8]uint64  `json:"options"`         // options by code
+	Options    map[string]uint64 `json:"options"`         // options by name; those that no RFC names are "other"
 	Drops      map[string]uint64 `json:"drops"`           // unanswered datagrams by reason
 	Mappings   map[string]int    `json:"mappings"`        // gauge, by kind
 	Subscriber int               `json:"subscribers"`     // gauge, those with a mapping
@@ -79,24 +83,42 @@ func (s *Server) count(v Vector, idx uint8) {
 	}
 }
 
+// otherLabel is the row of everything without a name: what strangers make up
+// must not fill the list.
+const otherLabel = "other"
+
+func opcodeLabel(o pcp.Opcode) string {
+	if o <= pcp.OpcodePeer {
+		return o.String()
+	}
+	return otherLabel
+}
+
+func optionLabel(c pcp.OptionCode) string {
+	if c >= pcp.OptionThirdParty && c <= pcp.OptionThirdPartyID || c >= pcp.OptionDescription && c <= pcp.OptionPortSet {
+		return c.String()
+	}
+	return otherLabel
+}
+
 // countersSnapshot copies what does not need the server's lock.
 func (s *Server) countersSnapshot() Stats {
 	c := &s.counters
 	st := Stats{
 		Operations: map[string]uint64{}, Results: map[string]uint64{},
-		Options: map[uint8]uint64{}, Drops: map[string]uint64{}, Mappings: map[string]int{},
+		Options: map[string]uint64{}, Drops: map[string]uint64{}, Mappings: map[string]int{},
 		Expired: c.expired.Load(), Commits: c.commits.Load(), CommitErr: c.commitErr.Load(), StoreErr: c.storeErr.Load(),
 		Updates: c.updates.Load(), Announces: c.announces.Load(),
 	}
 	for i := range c.operation {
 		if n := c.operation[i].Load(); n > 0 {
-			st.Operations[pcp.Opcode(i).String()] = n
+			st.Operations[opcodeLabel(pcp.Opcode(i))] += n
 		}
 		if n := c.result[i].Load(); n > 0 {
 			st.Results[pcp.ResultCode(i).String()] = n
 		}
 		if n := c.option[i].Load(); n > 0 {
-			st.Options[uint8(i)] = n
+			st.Options[optionLabel(pcp.OptionCode(i))] += n
 		}
 	}
 	for i := range c.drop {
