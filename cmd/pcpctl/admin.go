@@ -74,21 +74,43 @@ func (t *tool) listTable(all []control.Mapping) error {
 	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tKIND\tPROTOCOL\tINTERNAL\tEXTERNAL\tREMOTE\tSECONDS\tVIA\tDESCRIPTION")
 	for _, m := range all {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", m.ID, m.Kind, m.Protocol, m.Internal,
-			m.External, remote(&m), m.Lifetime, m.Via, printable(m.Description))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", m.ID, m.Kind, m.Protocol, endOf(&m, m.Internal),
+			endOf(&m, m.External), remote(&m, listedFilters), m.Lifetime, m.Via, printable(m.Description))
 	}
 	return w.Flush()
 }
 
-// remote names who may send to m.
-func remote(m *control.Mapping) string {
+// listedFilters is how many filters a line of a table has room for.
+const listedFilters = 2
+
+// remote names who may send to m, or counts them if they are more than most.
+func remote(m *control.Mapping, most int) string {
 	switch {
 	case m.Remote != nil:
-		return m.Remote.String()
+		return endOf(m, *m.Remote)
+	case len(m.Filters) > most:
+		return fmt.Sprintf("%d filters", len(m.Filters))
 	case len(m.Filters) > 0:
 		return strings.Join(m.Filters, " ")
 	}
 	return "any"
+}
+
+// endOf returns ap, an end of m, without its port if the protocol has none.
+func endOf(m *control.Mapping, ap netip.AddrPort) string {
+	p, err := pcp.ParseProtocol(m.Protocol)
+	if err != nil { // a newer daemon's name
+		return ap.String()
+	}
+	return end(p, ap)
+}
+
+// parseEnd reads ADDR:PORT, or what end writes.
+func parseEnd(p pcp.Protocol, s string) (netip.AddrPort, error) {
+	if a, err := parseAddr(s); err == nil && !p.HasPorts() {
+		return netip.AddrPortFrom(a, 0), nil
+	}
+	return parseAddrPort(s)
 }
 
 // printable returns what a stranger wrote in a form that a terminal survives.
@@ -108,13 +130,13 @@ func (a *admin) find(ctx context.Context) (control.Mapping, error) {
 	if err != nil {
 		return control.Mapping{}, usageError{err.Error()}
 	}
-	internal, err := parseAddrPort(a.args[1])
+	internal, err := parseEnd(protocol, a.args[1])
 	if err != nil {
 		return control.Mapping{}, usagef("internal address %q: %v", a.args[1], err)
 	}
 	var peer *netip.AddrPort
 	if len(a.args) == 3 {
-		ap, err := parseAddrPort(a.args[2])
+		ap, err := parseEnd(protocol, a.args[2])
 		if err != nil {
 			return control.Mapping{}, usagef("remote address %q: %v", a.args[2], err)
 		}
@@ -126,7 +148,8 @@ func (a *admin) find(ctx context.Context) (control.Mapping, error) {
 	}
 	for _, m := range all {
 		same := (m.Remote == nil) == (peer == nil) && (peer == nil || *m.Remote == *peer)
-		if same && m.Protocol == protocol.String() && m.Internal == internal {
+		p, err := pcp.ParseProtocol(m.Protocol)
+		if same && err == nil && p == protocol && m.Internal == internal {
 			return m, nil
 		}
 	}
@@ -148,8 +171,8 @@ func (t *tool) show(ctx context.Context, fs *pflag.FlagSet, args []string) error
 	}
 	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
 	for _, f := range [][2]string{
-		{"id", m.ID}, {"kind", m.Kind}, {"protocol", m.Protocol}, {"internal", m.Internal.String()},
-		{"external", m.External.String()}, {"remote", remote(&m)}, {"lifetime", fmt.Sprint(m.Lifetime, " s")},
+		{"id", m.ID}, {"kind", m.Kind}, {"protocol", m.Protocol}, {"internal", endOf(&m, m.Internal)},
+		{"external", endOf(&m, m.External)}, {"remote", remote(&m, len(m.Filters))}, {"lifetime", fmt.Sprint(m.Lifetime, " s")},
 		{"nonce", m.Nonce}, {"subscriber", m.Subscriber}, {"via", m.Via}, {"description", printable(m.Description)},
 	} {
 		if f[1] != "" {
@@ -182,9 +205,9 @@ func (t *tool) delete(ctx context.Context, fs *pflag.FlagSet, args []string) err
 // describe names a mapping in a sentence.
 func describe(m *control.Mapping) string {
 	if m.Remote != nil {
-		return fmt.Sprintf("%s %s -> %s as %s", m.Protocol, m.Internal, m.Remote, m.External)
+		return fmt.Sprintf("%s %s -> %s as %s", m.Protocol, endOf(m, m.Internal), endOf(m, *m.Remote), endOf(m, m.External))
 	}
-	return fmt.Sprintf("%s %s -> %s", m.Protocol, m.External, m.Internal)
+	return fmt.Sprintf("%s %s -> %s", m.Protocol, endOf(m, m.External), endOf(m, m.Internal))
 }
 
 // watch is pcpctl watch. Its end by an interrupt is no failure.
@@ -197,13 +220,22 @@ func (t *tool) watch(ctx context.Context, fs *pflag.FlagSet, args []string) erro
 		if a.json {
 			return t.printJSON(e)
 		}
-		_, err := fmt.Fprintf(t.stdout, "%s %s %s for %d s\n", e.Time.Local().Format(time.DateTime), e.Type, describe(&e.Mapping), e.Mapping.Lifetime)
+		_, err := fmt.Fprintln(t.stdout, eventLine(&e))
 		return err
 	})
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
+}
+
+// eventLine is an event as a person reads it. What is over lives for no time.
+func eventLine(e *control.Event) string {
+	s := fmt.Sprintf("%s %s %s", e.Time.Local().Format(time.DateTime), e.Type, describe(&e.Mapping))
+	if e.Type == control.EventDeleted || e.Type == control.EventExpired {
+		return s
+	}
+	return fmt.Sprintf("%s for %d s", s, e.Mapping.Lifetime)
 }
 
 // stats is pcpctl stats.

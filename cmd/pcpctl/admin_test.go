@@ -116,6 +116,8 @@ func TestAdmin(t *testing.T) {
 		{"show tcp 192.168.1.10:4500", 0, "b2\nkind         map\n", ""},
 		{"show tcp 192.168.1.10:4500 198.51.100.7:443", 0, "id          c3\nkind        peer\n", ""},
 		{"show --json a1", 0, `"id":"a1","kind":"map","protocol":"udp","internal":"192.168.1.10:4500"`, ""},
+		{"show --json zz", 1, `{"error":"there is no mapping with the id zz"}` + "\n", ""},
+		{"delete --json udp 192.168.1.10:4501", 1, `{"error":"there is no mapping of udp 192.168.1.10:4501"}` + "\n", ""},
 		{"show zz", 1, "", "pcpctl show: there is no mapping with the id zz\n"},
 		{"show udp 192.168.1.10:4501", 1, "", "there is no mapping of udp 192.168.1.10:4501"},
 		{"delete udp 192.168.1.10:4500", 0, "udp 203.0.113.2:4500 -> 192.168.1.10:4500 is deleted\n", ""},
@@ -136,6 +138,72 @@ func TestAdmin(t *testing.T) {
 				t.Errorf("got %d\n%s%s\nwant %d\n%s%s", got.code, got.stdout, got.stderr, test.code, test.stdout, test.stderr)
 			}
 		})
+	}
+}
+
+func TestPortless(t *testing.T) {
+	d := newDaemon(t)
+	end := func(s string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(s), 0) }
+	d.mappings = []control.Mapping{
+		mapping("g4", "", pcp.Mapping{Protocol: pcp.ProtocolGRE, Internal: end("192.168.1.10"), External: end("203.0.113.2")}),
+		mapping("u0", "", pcp.Mapping{Protocol: pcp.ProtocolUDP, Internal: end("192.168.1.10"), External: end("203.0.113.2")}),
+		mapping("e6", "", pcp.Mapping{Kind: pcp.KindPeer, Protocol: 99, Internal: end("2001:db8::10"), External: end("2001:db8::10"),
+			RemotePeer: end("2001:db8::80")}),
+	}
+	for _, test := range []struct{ args, want string }{
+		{"list", "gre       192.168.1.10    203.0.113.2    any "},
+		{"list", "99        2001:db8::10    2001:db8::10   2001:db8::80 "},
+		{"list", "udp       192.168.1.10:0  203.0.113.2:0  any "},
+		{"show gre 192.168.1.10", "external    203.0.113.2\n"},
+		{"show 47 192.168.1.10", "id          g4\n"},
+		{"show 47 192.168.1.10:0", "id          g4\n"},
+		{"show 99 2001:db8::10 2001:db8::80", "remote      2001:db8::80\n"},
+		{"delete gre 192.168.1.10", "gre 203.0.113.2 -> 192.168.1.10 is deleted\n"},
+	} {
+		if got := d.run(t, test.args); got.code != 0 || !strings.Contains(got.stdout, test.want) {
+			t.Errorf("%s: %+v, want %q", test.args, got, test.want)
+		}
+	}
+}
+
+// A daemon may write a protocol as its number; either finds it.
+func TestProtocolByNumber(t *testing.T) {
+	d := newDaemon(t)
+	d.mappings[1].Protocol = "17"
+	for _, args := range []string{"show 17 192.168.1.10:4500", "show udp 192.168.1.10:4500"} {
+		if got := d.run(t, args); got.code != 0 || !strings.Contains(got.stdout, "id           a1\n") {
+			t.Errorf("%s: %+v", args, got)
+		}
+	}
+}
+
+func TestManyFilters(t *testing.T) {
+	d := newDaemon(t)
+	d.mappings[1].Filters = []string{"198.51.100.1/32", "198.51.100.2/32"}
+	if got := d.run(t, "list"); !strings.Contains(got.stdout, "198.51.100.1/32 198.51.100.2/32 ") {
+		t.Errorf("two: %s", got.stdout)
+	}
+	d.mappings[1].Filters = append(d.mappings[1].Filters, "198.51.100.3/32")
+	if got := d.run(t, "list"); !strings.Contains(got.stdout, " 3 filters ") || strings.Contains(got.stdout, "198.51.100.1") {
+		t.Errorf("three: %s", got.stdout)
+	}
+	if got := d.run(t, "show a1"); !strings.Contains(got.stdout, "198.51.100.1/32 198.51.100.2/32 198.51.100.3/32\n") {
+		t.Errorf("show: %s", got.stdout)
+	}
+}
+
+func TestEventLine(t *testing.T) {
+	gre := mapping("g", "", pcp.Mapping{Protocol: pcp.ProtocolGRE, Internal: netip.MustParseAddrPort("192.168.1.10:0"),
+		External: netip.MustParseAddrPort("203.0.113.2:0")})
+	for _, test := range []struct{ kind, want string }{
+		{control.EventCreated, " for 60 s"}, {control.EventRenewed, " for 60 s"}, {control.EventMoved, " for 60 s"},
+		{control.EventDeleted, ""}, {control.EventExpired, ""},
+	} {
+		e := control.Event{Time: time.Date(2026, 11, 23, 18, 0, 0, 0, time.Local), Type: test.kind, Mapping: gre}
+		want := "2026-11-23 18:00:00 " + test.kind + " gre 203.0.113.2 -> 192.168.1.10" + test.want
+		if got := eventLine(&e); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }
 
@@ -186,6 +254,14 @@ func TestNoDaemon(t *testing.T) {
 		code := run(t.Context(), append(strings.Fields(c), "--control", path), &stdout, &stderr)
 		if code != 1 || !strings.Contains(stderr.String(), "no pcpd listens at "+path) || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%s: %d, %q", c, code, stderr.String())
+		}
+		stdout.Reset()
+		stderr.Reset()
+		code = run(t.Context(), append(strings.Fields(c), "--json", "--control", path), &stdout, &stderr)
+		var f failure
+		if err := json.Unmarshal(stdout.Bytes(), &f); err != nil || code != 1 ||
+			!strings.HasPrefix(f.Error, "no pcpd listens at "+path) || stderr.Len() != 0 {
+			t.Errorf("%s --json: %d, %q, %q", c, code, stdout.String(), stderr.String())
 		}
 	}
 }

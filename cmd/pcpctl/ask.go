@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -153,17 +154,45 @@ func (a *asking) complete() error {
 	return nil
 }
 
-// checkFamilies finds servers that cannot be asked from the source address.
+// checkFamilies finds addresses that no one mapping has, and servers that
+// cannot make it.
 func (a *asking) checkFamilies() error {
 	if a.fs.Changed("source") && a.fs.Changed("internal-address") {
 		return usagef("--source and --internal-address are the same flag; give one")
 	}
+	named := a.addresses()
+	if len(named) == 0 {
+		return nil
+	}
 	for _, s := range a.servers {
-		if src := a.request.Source; src.IsValid() && src.Is4() != s[0].Addr().Is4() {
-			return usagef("--internal-address %s and --server %s are of different families", src, s[0].Addr())
+		named = append(named, flagAddr{"--server", s[0].Addr()})
+	}
+	first := named[0]
+	for _, n := range named[1:] {
+		if n.addr.Is4() != first.addr.Is4() {
+			return usagef("%s %s and %s %s are of different families", first.flag, first.addr, n.flag, n.addr)
 		}
 	}
 	return nil
+}
+
+// flagAddr is an address and the flag that it was given with.
+type flagAddr struct {
+	flag string
+	addr netip.Addr
+}
+
+// addresses returns what says of which family the mapping is.
+func (a *asking) addresses() []flagAddr {
+	r := &a.request
+	all := []flagAddr{
+		{"--internal-address", r.Source}, {"--third-party", r.ThirdParty},
+		{"--remote", r.RemotePeer.Addr()}, {"--external-address", a.external},
+	}
+	for _, f := range r.Filters {
+		all = append(all, flagAddr{"--filter", f.Peers.Addr()})
+	}
+	return slices.DeleteFunc(all, func(f flagAddr) bool { return !f.addr.IsValid() })
 }
 
 func (t *tool) client(a *asking) *pcpclient.Client {
@@ -193,14 +222,25 @@ func (t *tool) announce(ctx context.Context, fs *pflag.FlagSet, args []string) e
 	})
 }
 
+// hintSilence is the usual reason why pcpd does not answer.
+const hintSilence = "pcpd answers only hosts behind its internal interfaces, so not the router that it runs on"
+
 // report prints results. err is nil if any of them is good.
 func (t *tool) report(a *asking, results []pcpclient.Result, err error) error {
+	silent := 0
 	for i := range results {
-		// Silence of one router is usual, if another does what is asked.
-		if errors.Is(results[i].Err, pcpclient.ErrNoAnswer) && err == nil && !a.json {
-			continue
+		if errors.Is(results[i].Err, pcpclient.ErrNoAnswer) {
+			silent++
+			// Of routers that were only found, that is usual for one
+			// if another does what is asked.
+			if err == nil && !a.json && len(a.servers) == 0 {
+				continue
+			}
 		}
 		t.say(a, "", &results[i])
+	}
+	if silent > 0 && silent == len(results) && !a.json {
+		fmt.Fprintf(t.stderr, "pcpctl %s: %s\n", a.fs.Name(), hintSilence)
 	}
 	if err != nil && len(results) > 0 {
 		return errSaid
@@ -213,7 +253,7 @@ func (t *tool) keep(ctx context.Context, a *asking) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	giveUp := time.AfterFunc(a.timeout, func() {
-		cancel(fmt.Errorf("no mapping was granted within %v", a.timeout))
+		cancel(errNotGranted)
 	})
 	defer giveUp.Stop()
 	granted, refused := false, 0
@@ -234,8 +274,17 @@ func (t *tool) keep(ctx context.Context, a *asking) error {
 			}
 		},
 	})
-	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
+	switch cause := context.Cause(ctx); {
+	case err != nil, errors.Is(cause, context.Canceled):
+		return err
+	case cause == errNotGranted && refused > 0:
+		return fmt.Errorf("no mapping was granted within %v", a.timeout)
+	case cause == errNotGranted:
+		return fmt.Errorf("no answer within %v; %s", a.timeout, hintSilence)
+	default:
 		return cause
 	}
-	return err
 }
+
+// errNotGranted ends keep when the time to wait for a mapping is over.
+var errNotGranted = errors.New("no mapping was granted")

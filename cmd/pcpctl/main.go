@@ -141,6 +141,10 @@ func (t *tool) dispatch(ctx context.Context, c command, args []string) int {
 		fmt.Fprintf(t.stderr, "pcpctl %s: %s (see pcpctl %s --help)\n", c.name, err, c.name)
 		return exitUsage
 	}
+	if f := fs.Lookup("json"); f != nil && f.Value.String() == "true" {
+		t.printJSON(failure{err.Error()})
+		return exitFailed
+	}
 	fmt.Fprintf(t.stderr, "pcpctl %s: %s\n", c.name, err)
 	return exitFailed
 }

@@ -171,7 +171,11 @@ func TestAsk(t *testing.T) {
 		{name: "map over IPv6", args: "map --server ::1 " + udp,
 			stdout: "udp 203.0.113.2:4500 -> [::1]:4500 for 3600 s\n"},
 		{name: "map with filters", args: "map --filter 203.0.113.0/24,53 --filter 198.51.100.7 " + udp,
-			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s, from 203.0.113.0/24,53 and 198.51.100.7/32 only\n"},
+			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s, from 203.0.113.0/24,53 and 198.51.100.7/32 besides filters set before (--clear-filters replaces them)\n"},
+		{name: "map with other filters", args: "map --clear-filters --filter 198.51.100.7 " + udp,
+			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s, from 198.51.100.7/32 only\n"},
+		{name: "map without ports", args: "map --protocol gre --internal-port 0 --nonce " + nonce,
+			stdout: "gre 203.0.113.2:4500 -> 127.0.0.1 for 3600 s\n"},
 		{name: "map for a third party", args: "map --third-party 192.168.1.50 " + udp,
 			stdout: "udp 203.0.113.2:4500 -> 192.168.1.50:4500 for 3600 s\n"},
 		{name: "map with PREFER_FAILURE", args: "map --prefer-failure --external-port 4500 --external-address 203.0.113.2 " + udp,
@@ -183,7 +187,7 @@ func TestAsk(t *testing.T) {
 		{name: "delete what is in use", args: "map --lifetime 0 " + udp, keeps: 300 * time.Second,
 			stdout: "udp 127.0.0.1:4500 is still in use and ends in 300 s\n"},
 		{name: "map refused", args: "map " + udp, refuse: pcp.ResultNotAuthorized, code: 1,
-			text: "127.0.0.1:5351 refused: NOT_AUTHORIZED, its policy forbids it, or the mapping exists and has another nonce; it will say so again for 1800 s"},
+			text: "127.0.0.1:5351 refused: NOT_AUTHORIZED, its policy forbids it, or the mapping exists and has another nonce: give that with --nonce; it will say so again for 1800 s"},
 		{name: "nobody there", args: "map --server 127.0.0.1:5352 " + udp, code: 1,
 			text: "no answer from 127.0.0.1:5352: "},
 		{name: "peer", args: "peer --remote 198.51.100.7:443 --protocol tcp --internal-port 50000 --nonce " + nonce,
@@ -200,7 +204,7 @@ func TestAsk(t *testing.T) {
 		{name: "map refused in JSON", args: "map --json " + udp, refuse: pcp.ResultUserExQuota, code: 1,
 			stdout: `{"server":"127.0.0.1:5351","result":"USER_EX_QUOTA","lifetime":30,"epoch":100,"error":"USER_EX_QUOTA"}` + "\n"},
 		{name: "two servers, one silent", args: "map --server 127.0.0.1 --server 127.0.0.1:5352 " + udp,
-			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s\n"},
+			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s\n", text: "pcpctl map: no answer from 127.0.0.1:5352: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -238,6 +242,63 @@ func TestTimeout(t *testing.T) {
 		if out := got.stderr + got.stdout; got.code != 1 || !strings.Contains(out, "no answer from 127.0.0.1:5351 within 0.1 s") {
 			t.Errorf("pcpctl %s: %+v", args, got)
 		}
+		if hint := strings.Contains(got.stderr, hintSilence+"\n"); hint == strings.Contains(args, "--json") {
+			t.Errorf("pcpctl %s: the hint at the router: %+v", args, got)
+		}
+	}
+}
+
+// A server that was named is reported if it is silent, even if another agrees.
+func TestOneOfTwoIsSilent(t *testing.T) {
+	s := newServer(t)
+	s.ns.ListenUDP("127.0.0.1:5352") // which nobody reads from
+	got := s.run("map --protocol udp --internal-port 4500 --timeout 200ms --server 127.0.0.1 --server 127.0.0.1:5352")
+	if got.code != 0 || !strings.HasPrefix(got.stdout, "udp 203.0.113.2:4500") ||
+		got.stderr != "pcpctl map: no answer from 127.0.0.1:5352 within 0.2 s\n" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// routers is a network with these default routers.
+type routers struct {
+	inside
+	addrs []netip.Addr
+}
+
+func (r routers) Routers() ([]netip.Addr, error) { return r.addrs, nil }
+
+// Without --server the routers of the family that the flags name are asked.
+func TestFamilyOfRouters(t *testing.T) {
+	const udp = "map --protocol udp --internal-port 4500 --json "
+	for _, test := range []struct {
+		args    string
+		servers string
+	}{
+		{udp, "127.0.0.1:5351 [::1]:5351"},
+		{udp + "--filter 203.0.113.0/24", "127.0.0.1:5351"},
+		{udp + "--filter 2001:db8::/32", "[::1]:5351"},
+		{udp + "--external-address 203.0.113.2", "127.0.0.1:5351"},
+		{udp + "--third-party 192.168.1.50", "127.0.0.1:5351"},
+		{"peer --protocol udp --internal-port 4500 --json --remote 198.51.100.7:443", "127.0.0.1:5351"},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			s := newServer(t)
+			var stdout, stderr bytes.Buffer
+			addrs := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
+			tl := &tool{stdout: &stdout, stderr: &stderr, network: routers{inside{s.ns}, addrs}}
+			code := tl.run(t.Context(), strings.Fields(test.args))
+			var asked []string
+			for line := range strings.Lines(stdout.String()) {
+				var a answer
+				if err := json.Unmarshal([]byte(line), &a); err != nil {
+					t.Errorf("line %q: %v", line, err)
+				}
+				asked = append(asked, a.Server.String())
+			}
+			if got := strings.Join(asked, " "); code != 0 || got != test.servers || stderr.Len() != 0 {
+				t.Errorf("exit code %d, asked %s, want %s; %s", code, got, test.servers, stderr.String())
+			}
+		})
 	}
 }
 
@@ -293,7 +354,7 @@ func TestKeepInVain(t *testing.T) {
 	t.Run("silence", func(t *testing.T) {
 		s := newServer(t)
 		got := s.run("map --server 127.0.0.1:5352 --protocol udp --internal-port 4500 --keep --timeout 100ms")
-		if got.code != 1 || got.stderr != "pcpctl map: no mapping was granted within 100ms\n" {
+		if got.code != 1 || got.stderr != "pcpctl map: no answer within 100ms; "+hintSilence+"\n" {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -326,6 +387,11 @@ func TestUsage(t *testing.T) {
 		{"map --protocol udp --internal-port 1 --server router", `"--server" flag: want ADDR`},
 		{"map --protocol udp --internal-port 1 --server fe80::1", `"--server" flag: a link-local address needs its interface`},
 		{"map --protocol udp --internal-port 1 --server ::1 --source 127.0.0.1", "--internal-address 127.0.0.1 and --server ::1 are of different families"},
+		{"map --protocol udp --internal-port 1 --server ::1 --filter 203.0.113.0/24", "--filter 203.0.113.0 and --server ::1 are of different families"},
+		{"map --protocol udp --internal-port 1 --server ::1 --external-address 203.0.113.2", "--external-address 203.0.113.2 and --server ::1"},
+		{"map --protocol udp --internal-port 1 --server 127.0.0.1 --server ::1 --third-party 127.0.0.2", "--third-party 127.0.0.2 and --server ::1"},
+		{"map --protocol udp --internal-port 1 --filter 203.0.113.0/24 --filter 2001:db8::/32", "--filter 203.0.113.0 and --filter 2001:db8:: are"},
+		{"peer --protocol udp --internal-port 1 --server ::1 --remote 1.2.3.4:5", "--remote 1.2.3.4 and --server ::1"},
 		{"map --protocol udp --internal-port 1 --source 127.0.0.1 --internal-address 127.0.0.2", "--source and --internal-address"},
 		{"map --protocol udp --internal-port 1 --description " + strings.Repeat("x", 1017), "--description is longer"},
 		{"map --protocol udp --internal-port 1 extra", `"extra" is not a flag`},

@@ -65,6 +65,11 @@ func newAnswer(event string, r *pcpclient.Result) answer {
 	return out
 }
 
+// failure is in JSON why a command printed nothing else.
+type failure struct {
+	Error string `json:"error"`
+}
+
 // printJSON prints v on a line of its own.
 func (t *tool) printJSON(v any) error {
 	return json.NewEncoder(t.stdout).Encode(v)
@@ -104,12 +109,20 @@ func (t *tool) sayEvent(a *asking, e *pcpclient.Event) {
 	fmt.Fprintln(t.stdout, what)
 }
 
+// end returns ap without its port if the protocol has none.
+func end(p pcp.Protocol, ap netip.AddrPort) string {
+	if !p.HasPorts() && ap.Port() == 0 {
+		return ap.Addr().String()
+	}
+	return ap.String()
+}
+
 // flow names a mapping without its lifetime.
 func flow(m *pcp.Mapping) string {
 	if m.Kind == pcp.KindPeer {
-		return fmt.Sprintf("%s %s -> %s as %s", m.Protocol, m.Internal, m.RemotePeer, m.External)
+		return fmt.Sprintf("%s %s -> %s as %s", m.Protocol, end(m.Protocol, m.Internal), end(m.Protocol, m.RemotePeer), end(m.Protocol, m.External))
 	}
-	return fmt.Sprintf("%s %s -> %s", m.Protocol, m.External, m.Internal)
+	return fmt.Sprintf("%s %s -> %s", m.Protocol, end(m.Protocol, m.External), end(m.Protocol, m.Internal))
 }
 
 // sentence says what a server granted.
@@ -127,7 +140,14 @@ func sentence(a *asking, r *pcpclient.Result) string {
 		for _, filter := range m.Filters {
 			f = append(f, filter.String())
 		}
-		s += ", from " + strings.Join(f, " and ") + " only"
+		s += ", from " + strings.Join(f, " and ")
+		// Keep clears the filters first. Otherwise they are added to
+		// earlier ones, of which the response says nothing.
+		if a.request.ClearFilters || a.keep {
+			s += " only"
+		} else {
+			s += " besides filters set before (--clear-filters replaces them)"
+		}
 	}
 	if a.nonce == nil && !a.keep && a.lifetime > 0 {
 		// Without it the mapping can be neither renewed nor deleted.
@@ -141,9 +161,9 @@ func sentence(a *asking, r *pcpclient.Result) string {
 func deleted(r *pcpclient.Result) string {
 	m := &r.Mapping
 	if left := r.Response.Lifetime / time.Second; left > 0 {
-		return fmt.Sprintf("%s %s is still in use and ends in %d s", m.Protocol, m.Internal, left)
+		return fmt.Sprintf("%s %s is still in use and ends in %d s", m.Protocol, end(m.Protocol, m.Internal), left)
 	}
-	return fmt.Sprintf("%s %s is deleted", m.Protocol, m.Internal)
+	return fmt.Sprintf("%s %s is deleted", m.Protocol, end(m.Protocol, m.Internal))
 }
 
 // refusal says why a server did not do it.
@@ -163,7 +183,7 @@ func refusal(r *pcpclient.Result) string {
 // person who waits for a mapping.
 var reasons = map[pcp.ResultCode]string{
 	pcp.ResultUnsuppVersion:         "PCP version 2 is not spoken there",
-	pcp.ResultNotAuthorized:         "its policy forbids it, or the mapping exists and has another nonce",
+	pcp.ResultNotAuthorized:         "its policy forbids it, or the mapping exists and has another nonce: give that with --nonce",
 	pcp.ResultMalformedRequest:      "it could not make sense of the request",
 	pcp.ResultUnsuppOpcode:          "it does not do this kind of request",
 	pcp.ResultUnsuppOption:          "it does not know or does not allow one of the options",
