@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pcpd/firewall"
 	"pcpd/internal/control"
 	"pcpd/internal/netif"
 	"pcpd/pcp/pcpserver"
@@ -19,12 +20,13 @@ type machine struct {
 	netAdmin   func() bool
 	forwarding func(ipv4, ipv6 bool, names ...string) error
 	kernel     func() (features []string, err error)
+	drops      func(mark uint32) ([]firewall.ForwardDrop, error)
 	interfaces func(name string) netif.Interface
 }
 
 // thisMachine looks at the real one.
 func thisMachine(m *netif.Monitor) machine {
-	return machine{netAdmin: hasNetAdmin, forwarding: netif.CheckForwarding, kernel: probeKernel, interfaces: m.Interface}
+	return machine{netAdmin: hasNetAdmin, forwarding: netif.CheckForwarding, kernel: probeKernel, drops: forwardDrops, interfaces: m.Interface}
 }
 
 // hasNetAdmin reports whether this process has CAP_NET_ADMIN in force.
@@ -48,6 +50,7 @@ func (m machine) examine(c *config) []control.Finding {
 			out.ok("%s", f)
 		}
 		out.split(err)
+		m.examineFirewalls(c, &out)
 	}
 	for _, name := range append(slices.Clone(c.internal), c.external) {
 		switch i := m.interfaces(name); {
@@ -63,6 +66,26 @@ func (m machine) examine(c *config) []control.Finding {
 		out.warn("%s", w)
 	}
 	return out
+}
+
+// examineFirewalls looks for other firewalls that would drop what mappings
+// open: an accept in one table does not overrule a drop in another.
+func (m machine) examineFirewalls(c *config, out *findings) {
+	drops, err := m.drops(c.mark)
+	if err != nil {
+		out.warn("it is unknown whether another firewall drops what mappings open: %v", err)
+	}
+	for _, d := range drops {
+		if d.Accepts || d.Family == "ip" && !c.servesFamily(true) || d.Family == "ip6" && !c.servesFamily(false) {
+			continue
+		}
+		remedy := "let them pass with"
+		if !c.hostFirewall {
+			remedy = "say --firewall host if that firewall is to stay, and let them pass with"
+		}
+		out.warn("the chain %[2]s of the table %[1]s, which is not pcpd's, drops by policy and has no rule that accepts the mark %#[3]x, so it drops what mappings open; %[4]s: nft insert rule %[1]s %[2]s meta mark and %#[3]x == %#[3]x accept",
+			d.Family+" "+d.Table, d.Chain, c.mark, remedy)
+	}
 }
 
 // examineAddresses looks at what clients are to be translated to, and at

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"pcpd/firewall"
 	"pcpd/internal/control"
 	"pcpd/internal/netif"
 )
@@ -31,6 +32,7 @@ func good() machine {
 		netAdmin:   func() bool { return true },
 		forwarding: func(bool, bool, ...string) error { return nil },
 		kernel:     func() ([]string, error) { return []string{"renewals update timeouts in place"}, nil },
+		drops:      func(uint32) ([]firewall.ForwardDrop, error) { return nil, nil },
 		interfaces: func(name string) netif.Interface {
 			if i, ok := all[name]; ok {
 				return i
@@ -49,6 +51,18 @@ func parse(t *testing.T, args string) *config {
 	return c
 }
 
+// otherFirewalls gives a machine chains that drop by policy.
+func otherFirewalls(m *machine) {
+	m.drops = func(uint32) ([]firewall.ForwardDrop, error) {
+		return []firewall.ForwardDrop{
+			{Family: "inet", Table: "filter", Chain: "forward"},
+			{Family: "ip", Table: "filter", Chain: "FORWARD"},
+			{Family: "ip6", Table: "filter", Chain: "FORWARD"},
+			{Family: "inet", Table: "good", Chain: "forward", Accepts: true},
+		}, nil
+	}
+}
+
 func TestExamine(t *testing.T) {
 	for _, tt := range []struct {
 		name, args string
@@ -59,10 +73,19 @@ func TestExamine(t *testing.T) {
 		{"no capability", base, func(m *machine) {
 			m.netAdmin = func() bool { return false }
 			m.kernel = func() ([]string, error) { t.Error("asked without the capability"); return nil, nil }
+			m.drops = func(uint32) ([]firewall.ForwardDrop, error) { t.Error("asked without the capability"); return nil, nil }
 		}, []string{"problem: CAP_NET_ADMIN is missing"}},
 		{"no nf_tables", base, func(m *machine) {
 			m.kernel = func() ([]string, error) { return nil, errors.New("the kernel has no nf_tables") }
 		}, []string{"problem: the kernel has no nf_tables"}},
+		{"another firewall drops", base + "--firewall host --mark 0x10", otherFirewalls, []string{
+			"warning: let them pass with: nft insert rule inet filter forward meta mark and 0x10 == 0x10 accept",
+			"warning: chain FORWARD of the table ip filter", "warning: nft insert rule ip6 filter FORWARD meta mark"}},
+		{"another firewall drops beside ours", base + "--mode fw6", otherFirewalls, []string{
+			"warning: say --firewall host if that firewall is to stay", "warning: insert rule ip6 filter FORWARD"}},
+		{"other firewalls unknown", base, func(m *machine) {
+			m.drops = func(uint32) ([]firewall.ForwardDrop, error) { return nil, errors.New("no idea") }
+		}, []string{"warning: unknown whether another firewall drops what mappings open: no idea"}},
 		{"interfaces missing", "--internal lan0 lan9 --external wan9", func(*machine) {}, []string{
 			"problem: there is no network interface lan9", "problem: there is no network interface wan9"}},
 		{"forwarding", base, func(m *machine) {
