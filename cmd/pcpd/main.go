@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -36,8 +37,13 @@ func main() {
 // run is the whole program. It returns the exit code; ctx ends a daemon that
 // runs.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == "cleanup" {
+	switch {
+	case len(args) > 0 && args[0] == "cleanup":
 		return runCleanup(args[1:], stdout, stderr)
+	case len(args) == 1 && args[0] == "help":
+		args = []string{"--help"}
+	case len(args) == 2 && args[0] == "help" && args[1] == "cleanup":
+		return runCleanup([]string{"--help"}, stdout, stderr)
 	}
 	c, err := parseFlags(args)
 	switch {
@@ -52,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "pcpd", version())
 		return exitOK
 	case c.check:
-		err = runCheck(c, stdout)
+		err = runCheck(ctx, c, stdout)
 	default:
 		err = runDaemon(ctx, c, stderr)
 	}
@@ -70,8 +76,20 @@ func complain(w io.Writer, err error) {
 	}
 }
 
+// cleanupUsage is what pcpd cleanup --help shows.
+const cleanupUsage = `Usage: pcpd cleanup
+
+Remove every kernel object of pcpd's, that is the nftables table inet pcpd and
+all mappings in it. Stop the daemon first: one that runs puts them back. The
+state directory stays as it is.
+`
+
 // runCleanup implements `pcpd cleanup`.
 func runCleanup(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && slices.Contains([]string{"--help", "-h", "help"}, args[0]) {
+		fmt.Fprint(stdout, cleanupUsage)
+		return exitOK
+	}
 	if len(args) > 0 {
 		fmt.Fprintf(stderr, "pcpd: cleanup takes no arguments, and %q was given\n", strings.Join(args, " "))
 		return exitUsage
@@ -92,14 +110,14 @@ func runCleanup(args []string, stdout, stderr io.Writer) int {
 var errCheck = errors.New("pcpd would not start with this command line on this machine")
 
 // runCheck implements --check.
-func runCheck(c *config, w io.Writer) error {
+func runCheck(ctx context.Context, c *config, w io.Writer) error {
 	mon, err := netif.Open(netif.Config{Names: append([]string{c.external}, c.internal...)})
 	if err != nil {
 		return err
 	}
 	defer mon.Close()
 	m := thisMachine(mon)
-	check := control.NewCheck(m.examine(c))
+	check := control.NewCheck(append(m.examine(c), examineStart(ctx, c)...))
 	for _, f := range check.Findings {
 		fmt.Fprintf(w, "%-8s %s\n", f.Level, f.Text)
 	}

@@ -103,10 +103,7 @@ func (d *daemon) listen() ([]pcpserver.PacketConn, error) {
 		if !d.cfg.servesFamily(network == "udp4") {
 			continue
 		}
-		conn, err := pcpserver.ListenUDP(network, pcp.ServerPort)
-		if errors.Is(err, unix.EADDRINUSE) {
-			return nil, fmt.Errorf("UDP port %d is in use; stop the other PCP or NAT-PMP server (miniupnpd?) on this machine: %w", pcp.ServerPort, err)
-		}
+		conn, err := listenPCP(network)
 		if err != nil {
 			return nil, err
 		}
@@ -114,6 +111,15 @@ func (d *daemon) listen() ([]pcpserver.PacketConn, error) {
 		conns = append(conns, conn)
 	}
 	return conns, nil
+}
+
+// listenPCP opens the socket for one address family.
+func listenPCP(network string) (*pcpserver.UDPConn, error) {
+	conn, err := pcpserver.ListenUDP(network, pcp.ServerPort)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("UDP port %d is in use; stop the other PCP or NAT-PMP server (miniupnpd?) on this machine: %w", pcp.ServerPort, err)
+	}
+	return conn, err
 }
 
 // start opens the state and the data path, and puts back what there was.
@@ -141,7 +147,7 @@ func (d *daemon) start() error {
 	}
 	d.control = control.NewServer(control.Config{
 		Source: &source{server: d.server, now: d.clock.now, started: d.started,
-			examine: func() []control.Finding { return d.machine.examine(d.cfg) }},
+			examine: func() []control.Finding { return append(d.machine.examine(d.cfg), st.examine()...) }},
 		Logger: d.log,
 	})
 	d.server.AnnounceFrom(d.endpoints)

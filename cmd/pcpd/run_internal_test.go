@@ -44,6 +44,9 @@ func TestRunWithoutMachine(t *testing.T) {
 		{"help", "--help", 0, "Usage: pcpd --internal IFNAME", ""},
 		{"nothing", "", 2, "", "pcpd: --internal is required"},
 		{"unknown flag", "--frob", 2, "", "pcpd: unknown flag: --frob"},
+		{"help as a word", "help", 0, "Usage: pcpd --internal IFNAME", ""},
+		{"help of cleanup", "cleanup --help", 0, "Usage: pcpd cleanup", ""},
+		{"help cleanup", "help cleanup", 0, "Usage: pcpd cleanup", ""},
 		{"cleanup of something", "cleanup eth0", 2, "", `pcpd: cleanup takes no arguments, and "eth0" was given`},
 	} {
 		code, stdout, stderr := runIn(t.Context(), nil, tt.args)
@@ -97,12 +100,14 @@ func TestRunCheckAndCleanup(t *testing.T) {
 	nstest.Pair(t, n, "lan0", other, "eth0")
 	nstest.Pair(t, n, "wan0", other, "eth1")
 	n.IP("addr add 192.168.1.1/24 dev lan0", "addr add 10.0.0.2/24 dev wan0")
-	code, stdout, stderr := runIn(t.Context(), n, base+"--check")
+	dir := t.TempDir()
+	check := base + "--check --state " + dir + "/state --control " + dir + "/run/c.sock"
+	code, stdout, stderr := runIn(t.Context(), n, check)
 	if code != 1 || !strings.Contains(stdout, "problem  IPv4 forwarding is off") || !strings.Contains(stderr, "would not start") {
 		t.Errorf("forwarding off: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	n.Forward()
-	code, stdout, stderr = runIn(t.Context(), n, base+"--check")
+	code, stdout, stderr = runIn(t.Context(), n, check)
 	for _, part := range []string{"ok       the kernel has nf_tables", "ok       renewals ", "warning  the external address 10.0.0.2 is not a public one", "plan     nat444: it maps ports of"} {
 		if code != 0 || !strings.Contains(stdout, part) {
 			t.Errorf("exit code %d\n%s%swant %q", code, stdout, stderr, part)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"pcpd/internal/control"
 	"pcpd/internal/store"
 )
 
@@ -33,6 +34,15 @@ func (s *state) close() error {
 	return s.store.Close()
 }
 
+// examine says whether what happens now is written down.
+func (s *state) examine() []control.Finding {
+	var out findings
+	if s.store != nil && s.store.Err() != nil {
+		out.problem("mappings cannot be stored at present, so requests that change any are refused; check the disk that holds the state: %v", s.store.Err())
+	}
+	return out
+}
+
 // openState opens the state directory.
 func openState(c *config, log *slog.Logger) (*state, error) {
 	if c.durability == durabilityNone {
@@ -54,6 +64,12 @@ func openState(c *config, log *slog.Logger) (*state, error) {
 	}
 	if snap.SetAside != "" {
 		log.Warn("the state file was damaged; it is set aside and this start begins without it", "path", snap.SetAside, "err", snap.Cause)
+	}
+	if snap.Tightened != 0 {
+		log.Warn("others could read the nonces in the state file; that right is taken away", "path", filepath.Join(c.state, store.FileName), "mode", fmt.Sprintf("%#o", snap.Tightened))
+	}
+	for _, w := range openDirectory(c.state) {
+		log.Warn(w)
 	}
 	s := &state{store: st, snapshot: snap, clock: ck, epochStart: snap.EpochStart, lost: snap.Lost}
 	// An epoch that began in the future is that of a machine whose clock

@@ -50,6 +50,18 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 
 // removeStale removes the socket of a daemon that is no more.
 func removeStale(ctx context.Context, path string) error {
+	if err := Vacant(ctx, path); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the control socket of a daemon that is no more: %w", err)
+	}
+	return nil
+}
+
+// Vacant returns an error if Listen would find a living daemon's socket at
+// path, or a file that is no socket. It changes nothing.
+func Vacant(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -67,9 +79,6 @@ func removeStale(ctx context.Context, path string) error {
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("another pcpd listens at %s; stop it, or give this one a socket of its own", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the control socket of a daemon that is no more: %w", err)
 	}
 	return nil
 }
