@@ -73,33 +73,33 @@ func Dial(netns int) (*Conn, error) {
 	return c, nil
 }
 
+// open replaces both sockets, or neither.
 func (c *Conn) open() error {
-	var err error
-	if c.flows, err = conntrack.Dial(c.cfg); err != nil {
+	flows, err := conntrack.Dial(c.cfg)
+	if err != nil {
 		return fmt.Errorf("ct: open ctnetlink (is nf_conntrack_netlink there, and CAP_NET_ADMIN?): %w", err)
 	}
-	if c.raw, err = netfilter.Dial(c.cfg); err != nil {
-		_ = c.flows.Close()
+	raw, err := netfilter.Dial(c.cfg)
+	if err != nil {
+		_ = flows.Close()
 		return fmt.Errorf("ct: open ctnetlink: %w", err)
 	}
 	// A smaller buffer than wanted only makes a retry likelier.
-	_ = c.flows.SetReadBuffer(readBuffer)
-	_ = c.raw.SetReadBuffer(readBuffer)
+	_ = flows.SetReadBuffer(readBuffer)
+	_ = raw.SetReadBuffer(readBuffer)
+	if c.flows != nil {
+		_ = c.flows.Close()
+		_ = c.raw.Close()
+	}
+	c.flows, c.raw = flows, raw
 	return nil
-}
-
-// reopen replaces sockets that may still hold stale answers.
-func (c *Conn) reopen() error {
-	_ = c.flows.Close()
-	_ = c.raw.Close()
-	return c.open()
 }
 
 // checked replaces the sockets if err says that messages were lost, so that
 // the next request does not read answers to this one.
 func (c *Conn) checked(err error) error {
 	if errors.Is(err, unix.ENOBUFS) {
-		return errors.Join(err, c.reopen())
+		return errors.Join(err, c.open())
 	}
 	return err
 }

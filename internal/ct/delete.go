@@ -101,7 +101,7 @@ func (c *Conn) Delete(m Match, keep ...pcp.Filter) error {
 		}
 		// The library takes the family from both tuples; the kernel looks at
 		// the first.
-		err := c.flows.Delete(conntrack.Flow{TupleOrig: f.Orig.wire(), TupleReply: f.Reply.wire()})
+		err := c.checked(c.flows.Delete(conntrack.Flow{TupleOrig: f.Orig.wire(), TupleReply: f.Reply.wire()}))
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("ct: delete %v flow from %v to %v: %w", f.Orig.Protocol, f.Orig.Src, f.Orig.Dst, err)
 		}
@@ -170,7 +170,7 @@ func (c *Conn) dump(m Match) ([]Flow, error) {
 		if !errors.Is(err, unix.ENOBUFS) {
 			break
 		}
-		if err := c.reopen(); err != nil {
+		if err := c.open(); err != nil {
 			return nil, err
 		}
 	}
