@@ -22,11 +22,12 @@ type machine struct {
 	kernel     func() (features []string, err error)
 	drops      func(mark uint32) ([]firewall.ForwardDrop, error)
 	interfaces func(name string) netif.Interface
+	own        func(addr netip.Addr) bool // on any interface
 }
 
 // thisMachine looks at the real one.
 func thisMachine(m *netif.Monitor) machine {
-	return machine{netAdmin: hasNetAdmin, forwarding: netif.CheckForwarding, kernel: probeKernel, drops: forwardDrops, interfaces: m.Interface}
+	return machine{netAdmin: hasNetAdmin, forwarding: netif.CheckForwarding, kernel: probeKernel, drops: forwardDrops, interfaces: m.Interface, own: m.Own}
 }
 
 // hasNetAdmin reports whether this process has CAP_NET_ADMIN in force.
@@ -92,6 +93,7 @@ func (m machine) examineFirewalls(c *config, out *findings) {
 // whether they can ask.
 func (m machine) examineAddresses(c *config, out *findings) {
 	if c.serves(pcpserver.TypeNAT444) {
+		m.examinePool(c, out)
 		addrs := m.external(c)
 		if len(addrs) == 0 && m.interfaces(c.external).Index != 0 {
 			out.warn("%s has no IPv4 address yet; until it has, IPv4 requests are answered with NETWORK_FAILURE", c.external)

@@ -29,6 +29,7 @@ func good() machine {
 		"wan1": iface("wan1", "10.66.0.1/24", "203.0.113.2/24", "100.64.7.7/10"),
 	}
 	return machine{
+		own:        func(a netip.Addr) bool { return a == netip.MustParseAddr("203.0.113.2") },
 		netAdmin:   func() bool { return true },
 		forwarding: func(bool, bool, ...string) error { return nil },
 		kernel:     func() ([]string, error) { return []string{"renewals update timeouts in place"}, nil },
@@ -122,6 +123,16 @@ func TestExamine(t *testing.T) {
 		}, []string{"warning: the interface wan0 is down"}},
 		{"behind another NAT", base + "--external-address 100.64.3.2", func(*machine) {}, []string{
 			"warning: the external address 100.64.3.2 is not a public one"}},
+		{"nobody answers ARP", base + "--external-address 203.0.113.9", func(*machine) {}, []string{
+			"warning: `ip addr add 203.0.113.9/32 dev wan0`"}},
+		{"nobody answers ARP for some", base + "--external-address 203.0.113.0/30", func(*machine) {}, []string{
+			"warning: `ip addr add 203.0.113.0/32 dev wan0`, and so for each of 3 addresses"}},
+		{"own external address", base + "--external-address 203.0.113.2", func(*machine) {}, nil},
+		{"routed external address", base + "--external-address 198.51.100.0/24", func(*machine) {}, nil},
+		{"external address inside", base + "--external-address 192.168.1.77", func(*machine) {}, []string{
+			"problem: 192.168.1.77 is in the network 192.168.1.0/24 of lan0", "warning: is not a public one"}},
+		{"external address is internal", base + "--external-address 192.168.1.1", func(*machine) {}, []string{
+			"problem: holds the address 192.168.1.1 of lan0", "warning: is not a public one"}},
 		{"short lifetimes", base + "--min-lifetime 1s", func(*machine) {}, []string{"warning: --min-lifetime 1s is shorter"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -187,5 +198,26 @@ func TestTellPassed(t *testing.T) {
 	d.tellPassed()
 	if buf.Len() > 0 {
 		t.Errorf("with --external-address: %s", buf.String())
+	}
+}
+
+// An interface that goes or comes back is logged once.
+func TestTellPresence(t *testing.T) {
+	var buf bytes.Buffer
+	d := &daemon{cfg: parse(t, base), log: slog.New(slog.NewTextHandler(&buf, nil))}
+	for _, step := range []struct {
+		index int
+		want  string
+	}{{4, ""}, {4, ""}, {0, "the interface wan0 is gone"}, {0, ""}, {9, "the interface wan0 is back"}, {9, ""}, {11, "the interface wan0 was made anew"}} {
+		buf.Reset()
+		d.tellPresence(func(name string) netif.Interface {
+			if name == "wan0" {
+				return netif.Interface{Index: step.index}
+			}
+			return netif.Interface{Index: 2}
+		})
+		if got := buf.String(); strings.Count(got, "level=INFO") != min(len(step.want), 1) || !strings.Contains(got, step.want) {
+			t.Errorf("index %d: logged %q, want %q", step.index, got, step.want)
+		}
 	}
 }

@@ -41,6 +41,8 @@ type daemon struct {
 	// passed is what was last logged of addresses that are not followed. It
 	// belongs to whom external does.
 	passed string
+	// present is the index of each interface, as last seen; whose external is.
+	present map[string]int
 
 	// closers are called in reverse, each after what it serves has ended.
 	closers []func() error
@@ -134,6 +136,7 @@ func (d *daemon) start() error {
 		d.external = d.machine.external(d.cfg)
 		d.tellPassed()
 	}
+	d.tellPresence(d.machine.interfaces)
 	now := d.clock.now()
 	d.path, err = openDataPath(d.cfg, d.machine.external(d.cfg), now, d.log)
 	if err != nil {
@@ -223,6 +226,7 @@ func (d *daemon) endpoints() []pcpserver.Endpoint {
 
 // interfacesChanged is called by the monitor after every change.
 func (d *daemon) interfacesChanged() {
+	d.tellPresence(d.machine.interfaces)
 	for _, name := range append(slices.Clone(d.cfg.internal), d.cfg.external) {
 		i := d.monitor.Interface(name)
 		d.log.Debug("interface", "ifname", name, "index", i.Index, "up", i.Up, "addresses", len(i.Addresses))

@@ -320,3 +320,15 @@ func TestCheckForwarding(t *testing.T) {
 	set("net/ipv4/conf/lan0/forwarding", "0")
 	check("two off", true, true, "`sysctl -w net.ipv4.conf.lan0.forwarding=1`", "wan.7")
 }
+
+// The router's own addresses are those on any interface, watched or not.
+func TestOwn(t *testing.T) {
+	lab := nstest.NewLab(t)
+	lab.Router.IP("addr add 203.0.113.77/32 dev lo")
+	m, _ := open(t, lab.Router, nstest.WAN)
+	for addr, want := range map[string]bool{nstest.RouterWAN: true, nstest.RouterLAN: true, "203.0.113.77": true, nstest.InsideAddr: false, "203.0.113.78": false} {
+		if got := m.Own(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("Own(%s) = %v", addr, got)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -80,20 +81,19 @@ func (m *Monitor) Reaches(src netip.Addr, index int, now time.Time) bool {
 	return out == index
 }
 
+// Own reports whether the kernel takes addr as one of the router's own, on
+// whichever interface. An error of the kernel is no.
+func (m *Monitor) Own(addr netip.Addr) bool {
+	routes, err := m.conn.Route.Get(routeTo(addr))
+	return err == nil && slices.ContainsFunc(routes, func(r rtnetlink.RouteMessage) bool { return r.Type == unix.RTN_LOCAL })
+}
+
 // errNoRoute: the kernel's answer is not one interface.
 var errNoRoute = errors.New("not reached by one interface")
 
 // lookup asks the kernel by which interface src is reached.
 func (m *Monitor) lookup(src netip.Addr) (int, error) {
-	req := &rtnetlink.RouteMessage{
-		Family:     unix.AF_INET6,
-		DstLength:  uint8(src.BitLen()),
-		Attributes: rtnetlink.RouteAttributes{Dst: net.IP(src.AsSlice())},
-	}
-	if src.Is4() {
-		req.Family = unix.AF_INET
-	}
-	routes, err := m.conn.Route.Get(req)
+	routes, err := m.conn.Route.Get(routeTo(src))
 	if err != nil {
 		return 0, err
 	}
@@ -103,4 +103,17 @@ func (m *Monitor) lookup(src netip.Addr) (int, error) {
 		}
 	}
 	return 0, errNoRoute
+}
+
+// routeTo asks for the route to addr.
+func routeTo(addr netip.Addr) *rtnetlink.RouteMessage {
+	req := &rtnetlink.RouteMessage{
+		Family:     unix.AF_INET6,
+		DstLength:  uint8(addr.BitLen()),
+		Attributes: rtnetlink.RouteAttributes{Dst: net.IP(addr.AsSlice())},
+	}
+	if addr.Is4() {
+		req.Family = unix.AF_INET
+	}
+	return req
 }

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"pcpd/internal/netif"
+)
+
+// examinePool looks at whether --external-address is of the outside, and
+// whether packets to it come here.
+func (m machine) examinePool(c *config, out *findings) {
+	for _, pool := range c.externalAddresses {
+		if text := m.inside(c, pool); text != "" {
+			out.problem("--external-address %s %s; name an address of the outside", addressText(pool), text)
+			continue
+		}
+		for _, a := range m.interfaces(c.external).Addresses {
+			if a.Prefix.Addr().Is4() && a.Prefix.Overlaps(pool) {
+				m.examineARP(c, pool, a.Prefix.Masked(), out)
+				break
+			}
+		}
+	}
+}
+
+// inside says which internal network pool is of, or "".
+func (m machine) inside(c *config, pool netip.Prefix) string {
+	for _, name := range c.internal {
+		for _, a := range m.interfaces(name).Addresses {
+			switch {
+			case !a.Prefix.Addr().Is4():
+			case pool.Contains(a.Prefix.Addr()):
+				return fmt.Sprintf("holds the address %s of %s, an internal interface", a.Prefix.Addr(), name)
+			case pool.Overlaps(a.Prefix):
+				return fmt.Sprintf("is in the network %s of %s, an internal interface", a.Prefix.Masked(), name)
+			}
+		}
+	}
+	return ""
+}
+
+// maxARP bounds how many addresses of a pool are looked at.
+const maxARP = 1024
+
+// examineARP warns of addresses of pool that neighbours on the link look for
+// and nobody answers for.
+func (m machine) examineARP(c *config, pool, link netip.Prefix, out *findings) {
+	var first netip.Addr
+	missing := 0
+	addr := pool.Addr()
+	for n := 0; n < maxARP && pool.Contains(addr); n, addr = n+1, addr.Next() {
+		if link.Contains(addr) && !m.own(addr) {
+			if missing++; missing == 1 {
+				first = addr
+			}
+		}
+	}
+	each := ""
+	if missing > 1 {
+		each = fmt.Sprintf(", and so for each of %d addresses", missing)
+	}
+	if missing > 0 {
+		out.warn("--external-address %s: %s is in the network %s of %s and on no interface of this router, so nobody answers ARP for it; run `ip addr add %s/32 dev %s`%s",
+			addressText(pool), first, link, c.external, first, c.external, each)
+	}
+}
+
+// presence says what became of an interface that had the index was and has the
+// index is now, zero for none; "" if nothing.
+func presence(name string, was, is int) string {
+	switch {
+	case was == is:
+		return ""
+	case is == 0:
+		return "the interface " + name + " is gone; mappings wait for it"
+	case was == 0:
+		return "the interface " + name + " is back"
+	}
+	return "the interface " + name + " was made anew"
+}
+
+// tellPresence logs which interfaces came or went since the last time. The
+// first time it only looks.
+func (d *daemon) tellPresence(look func(string) netif.Interface) {
+	first := d.present == nil
+	if first {
+		d.present = make(map[string]int)
+	}
+	for _, name := range append([]string{d.cfg.external}, d.cfg.internal...) {
+		is := look(name).Index
+		if text := presence(name, d.present[name], is); text != "" && !first {
+			d.log.Info(text)
+		}
+		d.present[name] = is
+	}
+}
