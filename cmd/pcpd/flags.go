@@ -171,7 +171,7 @@ func newFlags(r *raw) *pflag.FlagSet {
 	f.StringVar(&r.onExit, "on-exit", "keep", "`keep|remove`: whether mappings outlive the daemon, until their lifetimes end")
 	f.StringVar(&r.control, "control", control.DefaultPath, "`PATH` of the socket for pcpctl")
 	f.StringVar(&r.http, "http", "", "`ADDR` to serve metrics at (not in this version)")
-	f.StringVar(&r.config, "config", "", "`FILE` to read flags from (not in this version)")
+	f.StringVar(&r.config, "config", "", "TOML `FILE` with a key for each flag, by its name; a flag on the command line replaces what the file says; changes apply at the next start, which mappings survive")
 	f.StringVar(&r.logLevel, "log-level", "info", "least `debug|info|warn|error` that is logged")
 	f.BoolVar(&r.check, "check", false, "say whether this command line suits this machine and what it would do, and change nothing")
 	f.BoolVar(&r.version, "version", false, "print the version")
@@ -181,6 +181,7 @@ func newFlags(r *raw) *pflag.FlagSet {
 // printUsage writes what --help shows.
 func printUsage(w io.Writer, f *pflag.FlagSet) {
 	fmt.Fprintf(w, `Usage: pcpd --internal IFNAME... --external IFNAME [flags]
+       pcpd --config FILE [flags]
        pcpd cleanup      remove every kernel object of pcpd's
 
 pcpd is a PCP server (RFC 6887): it lets the hosts behind this router ask for
@@ -190,7 +191,8 @@ standard error.
 %s`, f.FlagUsagesWrapped(100))
 }
 
-// parseFlags reads a command line. The error, if any, holds one sentence for
+// parseFlags reads a command line, and the configuration file if it names one.
+// The error, if any, holds one sentence for
 // each problem, joined; pflag.ErrHelp if help was asked for.
 func parseFlags(args []string) (*config, error) {
 	var r raw
@@ -204,6 +206,12 @@ func parseFlags(args []string) (*config, error) {
 	p := &problems{}
 	for _, arg := range f.Args() {
 		p.add("%q is neither a flag nor the command cleanup", arg)
+	}
+	if f.Changed("config") {
+		p.readConfig(f, r.config)
+		if err := p.err(); err != nil {
+			return nil, err
+		}
 	}
 	p.absent(f)
 	return p.validate(&r, f.Changed("state")), p.err()

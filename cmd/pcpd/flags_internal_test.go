@@ -110,8 +110,8 @@ func TestParseProblems(t *testing.T) {
 		{"on-exit", base + "--on-exit leave", []string{`--on-exit "leave" must be one of keep, remove`}},
 		{"control", base + "--control " + strings.Repeat("x", 108), []string{"has 1 to 107 characters"}},
 		{"log level", base + "--log-level all", []string{`--log-level "all" must be one of`}},
-		{"features to come", base + "--nat-pmp --upnp --http :80 --config f", []string{
-			"--nat-pmp true: this version of pcpd does not have NAT-PMP", "--upnp true", "--http :80", "--config f"}},
+		{"features to come", base + "--nat-pmp --upnp --http :80", []string{
+			"--nat-pmp true: this version of pcpd does not have NAT-PMP", "--upnp true", "--http :80"}},
 		{"everything at once", "--internal wan0 --external wan0 --mark 3 --quota -5", []string{"--external wan0", "--mark", "--quota -5"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

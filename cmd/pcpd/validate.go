@@ -21,10 +21,22 @@ import (
 
 // problems collects what is wrong with a command line: one sentence each,
 // which names the flag and the value.
-type problems struct{ errs []error }
+type problems struct {
+	errs []error
+
+	// origin is where a flag stands in the configuration file, as FILE:LINE.
+	// Flags that were typed are not in it.
+	origin map[string]string
+	flags  *pflag.FlagSet // not nil if there is an origin
+}
 
 func (p *problems) add(format string, args ...any) {
-	p.errs = append(p.errs, fmt.Errorf(format, args...))
+	p.errs = append(p.errs, fmt.Errorf(p.located(format, args), args...))
+}
+
+// warn is add for what is no problem.
+func (p *problems) warn(c *config, format string, args ...any) {
+	c.warnings = append(c.warnings, fmt.Sprintf(p.located(format, args), args...))
 }
 
 func (p *problems) err() error { return errors.Join(p.errs...) }
@@ -36,11 +48,10 @@ func (p *problems) absent(f *pflag.FlagSet) {
 		{"nat-pmp", "NAT-PMP"},
 		{"upnp", "UPnP IGD"},
 		{"http", "an HTTP listener"},
-		{"config", "a configuration file"},
 	} {
 		flag := f.Lookup(a.flag)
 		if flag.Changed && flag.Value.String() != "false" {
-			p.add("--%s %s: this version of pcpd does not have %s; leave the flag out", a.flag, flag.Value, a.feature)
+			p.add("--%s %s: this version of pcpd does not have %s; leave it out", a.flag, flag.Value, a.feature)
 		}
 	}
 }
@@ -69,7 +80,7 @@ func (p *problems) validate(r *raw, stateGiven bool) *config {
 	case "none":
 		c.durability = durabilityNone
 		if stateGiven {
-			c.warnings = append(c.warnings, "--state "+r.state+" is not used: --durability none keeps nothing on disk")
+			p.warn(c, "--state %s is not used: --durability none keeps nothing on disk", r.state)
 		}
 	}
 	if c.durability != durabilityNone && r.state == "" {
@@ -259,7 +270,7 @@ func (p *problems) lifetimes(c *config, r *raw) {
 		p.add("--min-lifetime %s is longer than --max-lifetime %s", r.minLifetime, r.maxLifetime)
 	}
 	if c.minLifetime < defaultMinLifetime {
-		c.warnings = append(c.warnings, "--min-lifetime "+r.minLifetime+" is shorter than the 120 seconds that RFC 6887, Section 15 recommends: clients must renew more often")
+		p.warn(c, "--min-lifetime %s is shorter than the 120 seconds that RFC 6887, Section 15 recommends: clients must renew more often", r.minLifetime)
 	}
 }
 

@@ -149,6 +149,8 @@ func TestForbidden(t *testing.T) {
 		{"nat", "pcpd/pcp/pcpserver", false},
 		{"nat", "github.com/spf13/pflag", false},
 		{"cmd/pcpd", "github.com/spf13/pflag", true},
+		{"cmd/pcpd", "github.com/pelletier/go-toml/v2", true},
+		{"internal/control", "github.com/pelletier/go-toml/v2", false},
 		{"cmd/pcpd", "os/exec", false},
 		{"internal/store", "github.com/spf13/pflag", false},
 		{"internal/nstest", "os/exec", true},
