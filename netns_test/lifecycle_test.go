@@ -161,3 +161,44 @@ func TestAddressChange(t *testing.T) {
 		t.Errorf("a renewal is answered %v for %v, the update said %v", again.External, again.Lifetime, update.External)
 	}
 }
+
+// Two mappings of one internal socket move together, and what the store has of
+// them is where they are now: a restart finds nothing lost.
+func TestAddressChangeThenRestart(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	d := startDaemon(t, lab)
+	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+	c.grant(mapRequest(pcp.ProtocolUDP, 8600))
+	c.grant(peerRequest(pcp.ProtocolUDP, 8600, nstest.OutsideAddr+":9000"))
+	c.grant(peerRequest(pcp.ProtocolTCP, 7200, nstest.OutsideAddr+":9000"))
+	c.grant(peerRequest(pcp.ProtocolTCP, 7200, nstest.Outside2Addr+":9000"))
+
+	const address = "203.0.113.9"
+	lab.Router.IP("addr add "+address+"/24 dev "+nstest.WAN, "addr del "+nstest.RouterWAN+"/24 dev "+nstest.WAN)
+	lab.Router.Try("ip", "addr", "add", address+"/24", "dev", nstest.WAN)
+	nstest.Eventually(t, patience, "all mappings are on the new address", func() bool {
+		for _, m := range d.mappings() {
+			if m.External.Addr().String() != address {
+				return false
+			}
+		}
+		return true
+	})
+	before, err := d.stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.stop(syscall.SIGKILL)
+	d.start()
+	after, err := d.stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(d.proc.Output(), "mapping moved") || after.Epoch < before.Epoch {
+		t.Errorf("epoch %d before the restart, %d after it; log:\n%s", before.Epoch, after.Epoch, d.proc.Output())
+	}
+	if list := d.mappings(); len(list) != 4 {
+		t.Errorf("%d mappings after the restart, want 4", len(list))
+	}
+}

@@ -1,6 +1,7 @@
 package pcpserver
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"slices"
@@ -53,8 +54,14 @@ func (s *Server) lost() []*entry {
 // mapping is no longer what it was.
 func (s *Server) moveAll(now time.Time, es []*entry) (changed bool) {
 	s.unmoved = false
+	slices.SortFunc(es, func(a, b *entry) int {
+		return cmp.Or(a.m.Internal.Compare(b.m.Internal), cmp.Compare(a.m.Protocol, b.m.Protocol), a.m.Realm.Compare(b.m.Realm))
+	})
 	for len(es) > 0 {
 		n := min(len(es), evictBatch)
+		for n < len(es) && es[n].socket() == es[n-1].socket() {
+			n++ // those of one socket move together
+		}
 		todo := es[:n]
 		// A port may turn out to be somebody else's: the device then knows
 		// and chooses another.
@@ -81,10 +88,17 @@ type move struct {
 func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry, changed bool) {
 	moves := make([]move, len(es))
 	at := make(map[*entry]*move, len(es))
+	// All are let go before any is put back: mappings of one socket share
+	// their external address, so none can move while another is held there.
 	for i, e := range es {
 		at[e] = &moves[i]
 		moves[i].e = e
-		moves[i].err = s.stageMove(now, &moves[i], at)
+		moves[i].err = s.stageLeave(now, e)
+	}
+	for i := range moves {
+		if moves[i].err == nil {
+			moves[i].err = s.stageArrive(now, &moves[i], at)
+		}
 	}
 	if err := s.commitOwn(now); err != nil {
 		s.unmoved = true
@@ -129,14 +143,19 @@ var errStays = errors.New("mapping cannot be moved")
 // the port (Section 14.2).
 var errMovedAway = pcp.NewError(pcp.ResultCannotProvideExternal, "external address is gone")
 
-func (s *Server) stageMove(now time.Time, mv *move, at map[*entry]*move) error {
-	e := mv.e
-	if !e.suspended {
-		if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteMoved); err != nil {
-			s.log.Warn("mapping on a lost address could not be removed, trying again", "internal", e.m.Internal, "err", err)
-			return errStays
-		}
+func (s *Server) stageLeave(now time.Time, e *entry) error {
+	if e.suspended {
+		return nil
 	}
+	if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteMoved); err != nil {
+		s.log.Warn("mapping on a lost address could not be removed, trying again", "internal", e.m.Internal, "err", err)
+		return errStays
+	}
+	return nil
+}
+
+func (s *Server) stageArrive(now time.Time, mv *move, at map[*entry]*move) error {
+	e := mv.e
 	if e.exactAddress {
 		return errMovedAway
 	}
