@@ -1,6 +1,7 @@
 package firewall_test
 
 import (
+	"io"
 	"net/netip"
 	"strings"
 	"testing"
@@ -194,6 +195,27 @@ func TestIdle(t *testing.T) { // B-24
 				return l.dev.Idle(time.Now(), tcp) <= firewall.IdleTCPTransitory
 			})
 			near(tcp, firewall.IdleTCPTransitory)
+
+			// The inside closes first, so it also acknowledges last.
+			closing := l.add(mapping(pcp.ProtocolTCP, at(s.inside, "5005")))
+			listener := l.Inside.ListenTCP(at(s.inside, "5005"))
+			if conn, err = l.Outside.DialTCP("", at(s.inside, "5005"), late); err != nil {
+				t.Fatal(err)
+			}
+			server, err := listener.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			server.Close()
+			if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("read from a closed connection: %v", err)
+			}
+			conn.Close()
+			nstest.Eventually(t, late, "both sides have closed", func() bool {
+				out, err := l.Router.Try("conntrack", "-L", "-f", map[bool]string{true: "ipv4", false: "ipv6"}[s.name == "FW4"], "-p", "tcp", "--dport", "5005", "--state", "TIME_WAIT")
+				return err == nil && strings.Contains(out, "TIME_WAIT")
+			})
+			near(closing, firewall.IdleTCPTransitory)
 
 			// The first outbound packet of a mapped socket counts.
 			m := l.add(mapping(pcp.ProtocolUDP, at(s.inside, "7000")))

@@ -318,7 +318,8 @@ func buildOutbound(b *Builder, f *fam) {
 				key, nft.DynUpdate(set, 0, IdleTCPTransitory), nft.Return()),
 			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{syn}), nft.Ne(0, []byte{0}),
 				key, nft.DynAdd(set, 0, IdleTCPTransitory), nft.Return()),
-			nft.R(last, f.socketKey(s, true), nft.DynUpdate(set, 0, IdleTCP)))
+			// Whoever closes first, the last acknowledgement is no sign of life.
+			nft.R(nft.Established(), last, f.socketKey(s, true), nft.DynUpdate(set, 0, IdleTCP)))
 	}
 	if !f.pins {
 		return

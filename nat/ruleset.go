@@ -1,7 +1,6 @@
 package nat
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -327,22 +326,9 @@ func (r *rules) learn() []nft.Rule {
 				nft.DynUpdate(setTaken, 0, timeout), nft.Return())
 		}
 		if p == tcp {
-			list = append(list, update(nft.R(established()), establishedTimeout))
+			list = append(list, update(nft.R(nft.Established()), establishedTimeout))
 		}
 		list = append(list, update(nft.Rule{}, implicitTimeout))
 	}
 	return list
-}
-
-// established matches TCP connections that neither open nor close: conntrack
-// then expects another packet within its timeout for established ones or,
-// while data are not acknowledged, 5 minutes. RFC 5382, REQ-5, has 4 minutes
-// for the other states, Linux 2.
-func established() []nft.Expr {
-	const milliseconds = 270_000
-	return []nft.Expr{
-		nft.Ct(expr.CtKeyEXPIRATION, 0),
-		nft.E(&expr.Byteorder{SourceRegister: nft.Reg(0), DestRegister: nft.Reg(0), Op: expr.ByteorderHton, Len: 4, Size: 4}),
-		nft.E(&expr.Cmp{Op: expr.CmpOpGt, Register: nft.Reg(0), Data: binary.BigEndian.AppendUint32(nil, milliseconds)}),
-	}
 }
