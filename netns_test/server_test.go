@@ -117,6 +117,11 @@ func TestThirdParty(t *testing.T) {
 	external := allowed.mapped("udp", 5000, thirdParty(nstest.Inside2Addr))
 	reached(t, lab.Outside, "udp", "", external.String())
 	allowed.refuse(pcp.ResultMalformedRequest, mapRequest(pcp.ProtocolUDP, 5001), thirdParty(nstest.InsideAddr)) // B-31a
+	// B-31d: neither the router nor a broadcast nor anybody outside.
+	lab.Router.Addr(nstest.LAN, "192.168.1.2/24")
+	for _, a := range []string{"192.168.1.2", "192.168.1.255", nstest.RouterWAN, nstest.OutsideAddr} {
+		allowed.refuse(pcp.ResultNotAuthorized, mapRequest(pcp.ProtocolUDP, 5002), thirdParty(a))
+	}
 	other := newClient(t, lab.Inside2, nstest.Inside2Addr, nstest.RouterLAN)
 	other.refuse(pcp.ResultUnsuppOption, mapRequest(pcp.ProtocolUDP, 5001), thirdParty(nstest.InsideAddr)) // B-31b
 }

@@ -171,6 +171,7 @@ func (d *daemon) serverConfig(st *state) pcpserver.Config {
 		MinLifetime: d.cfg.minLifetime, MaxLifetime: d.cfg.maxLifetime, Quota: d.cfg.quota,
 		NonceSameHost: d.cfg.nonceSameHost,
 		Accept:        d.accept,
+		Authorizer:    d,
 		Committer:     d.path.table,
 		OnEvent:       d.event,
 		Logger:        d.log,
@@ -189,6 +190,21 @@ func (d *daemon) serverConfig(st *state) pcpserver.Config {
 func (d *daemon) accept(p *pcpserver.Packet) bool {
 	name := d.monitor.Name(p.IfIndex)
 	return slices.Contains(d.cfg.internal, name) && d.monitor.Reaches(p.Remote.Addr(), p.IfIndex, d.clock.now())
+}
+
+// Authorize makes a daemon a pcpserver.Authorizer: a third party is a host
+// behind an internal interface, neither the router itself nor a broadcast
+// address nor anybody outside (RFC 6887, Section 13.1).
+func (d *daemon) Authorize(now time.Time, p *pcpserver.Packet, _ *pcp.Request, internal netip.Addr) error {
+	if internal == p.Remote.Addr().WithZone("") {
+		return nil // accept has seen to it
+	}
+	for _, name := range d.cfg.internal {
+		if d.monitor.Reaches(internal, d.monitor.Interface(name).Index, now) {
+			return nil
+		}
+	}
+	return pcp.NewError(pcp.ResultNotAuthorized, "the third party is no host behind an internal interface")
 }
 
 // event tells those who watch. It is called under the server's lock.
@@ -310,7 +326,7 @@ func (d *daemon) hangups(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-hup:
-			d.log.Info("SIGHUP: there is nothing to reload, this daemon is configured by its command line alone")
+			d.log.Info("SIGHUP: nothing is read again while the daemon runs; restart it to change its configuration, mappings outlive that")
 		}
 	}
 }

@@ -219,7 +219,7 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if s.cfg.Reload == nil {
-		writeJSON(w, Reload{Text: "there is nothing to reload: this daemon is configured by its command line alone"})
+		writeJSON(w, Reload{Text: "there is nothing to reload: restart the daemon to change its configuration, mappings outlive that"})
 		return
 	}
 	out, err := s.cfg.Reload(r.Context())
