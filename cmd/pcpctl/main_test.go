@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -230,6 +231,9 @@ func TestNonceIsSaid(t *testing.T) {
 	}
 }
 
+// noAnswer is what is said after 100 ms, which a busy machine measures as it can.
+var noAnswer = regexp.MustCompile(`no answer from 127\.0\.0\.1:5351 within 0\.\d+ s`)
+
 func TestTimeout(t *testing.T) {
 	s := newServer(t)
 	s.set(func() { s.silent = true })
@@ -239,7 +243,7 @@ func TestTimeout(t *testing.T) {
 		"announce --timeout 100ms",
 	} {
 		got := s.run(args)
-		if out := got.stderr + got.stdout; got.code != 1 || !strings.Contains(out, "no answer from 127.0.0.1:5351 within 0.1 s") {
+		if out := got.stderr + got.stdout; got.code != 1 || !noAnswer.MatchString(out) {
 			t.Errorf("pcpctl %s: %+v", args, got)
 		}
 		if hint := strings.Contains(got.stderr, hintSilence+"\n"); hint == strings.Contains(args, "--json") {
