@@ -3,7 +3,7 @@
 export CGO_ENABLED ?= 1
 GO_BUILD = CGO_ENABLED=0 go build -trimpath
 
-.PHONY: all build test check bench demo vagrant clean
+.PHONY: all build test check fuzz bench demo vagrant clean
 
 all: build
 
@@ -17,6 +17,9 @@ check: ## the quick part: format, vet, tests without the race detector
 	test -z "$$(gofmt -l .)"
 	go vet ./...
 	go test ./...
+
+fuzz: ## 1,000,000 executions of each fuzz target; takes most of an hour
+	scripts/fuzz.sh
 
 bench: ## what a request and a packet cost with 10 and with 10,000 mappings, and a restart
 	go test -run '^$$' -bench 'FlatCost|Restart' -benchtime 1x ./netns_test

@@ -119,6 +119,8 @@ func TestConfigProblems(t *testing.T) {
 			"--external wan0 is also given as internal: an external interface is never internal (internal is in pcpd.toml:1)"}},
 		{"a key and a flag", "max-lifetime = '1h'\nmin-lifetime = '2h'\n", base + "--max-lifetime 90m", []string{
 			"pcpd.toml:2: min-lifetime 2h is longer than --max-lifetime 90m"}},
+		{"a key and a default", "max-lifetime = '1'\n", base, []string{
+			"pcpd.toml:1: max-lifetime 1 is shorter than min-lifetime 120s"}},
 		{"a key that is missing", "wildcard = true\n", base, []string{"pcpd.toml:1: wildcard needs other-protocols"}},
 		{"a flag that was typed", "quota = 5\n", base + "--mark 3", []string{`--mark "3" must be one bit`}},
 		{"modes", "mode = ['nat444', 'fw4']\n", base, []string{"pcpd.toml:1: mode nat444 and mode fw4 both claim all addresses"}},
@@ -197,6 +199,7 @@ func FuzzConfig(f *testing.F) {
 		"internal = 'a'\nexternal = 'b'\nmin-lifetime = '60'\nmax-lifetime = \"\"\"1h\"\"\"\nown-table = false\ndurability = 'none'\nstate = ''\n",
 		"interal = 1\n[quota]\nx = 1\n[[mode]]\n", "a.b.c = {x = 1}\n\"\\n\" = 1\n", "quota = 9223372036854775807\nmark = -0\n", "check = true\nconfig = '%s'\n",
 		"quota = 1\nquota = 2", "x = [[[[", "state = \"\\u0000\"", "\xef\xbb\xbfquota = 1", "external = '--internal'\r\ninternal = '--'",
+		"max-lifetime = '1'\n",
 	} {
 		f.Add(text)
 	}

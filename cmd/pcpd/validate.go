@@ -266,7 +266,12 @@ func (p *problems) lifetimes(c *config, r *raw) {
 	if c.minLifetime == 0 || c.maxLifetime == 0 {
 		return
 	}
-	if c.minLifetime > c.maxLifetime {
+	switch {
+	case c.minLifetime <= c.maxLifetime:
+	case p.origin["min-lifetime"] == "" && p.origin["max-lifetime"] != "":
+		// The sentence begins with the line of the file.
+		p.add("--max-lifetime %s is shorter than --min-lifetime %s", r.maxLifetime, r.minLifetime)
+	default:
 		p.add("--min-lifetime %s is longer than --max-lifetime %s", r.minLifetime, r.maxLifetime)
 	}
 	if c.minLifetime < defaultMinLifetime {
