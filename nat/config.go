@@ -18,28 +18,37 @@ import (
 const DefaultQuarantine = 120 * time.Second
 
 // MaxPool is the number of external addresses that a Device can have.
-const MaxPool = 1024
+const MaxPool = 4096
 
-// PortRange is a range of ports, both ends included.
-type PortRange struct{ First, Last uint16 }
+// DefaultExhaustedCode is the ICMP code "host unreachable" (RFC 6888, REQ-11).
+const DefaultExhaustedCode = 1
 
-// Config is what a Device needs to know. Served must be set; the zero value
-// of everything else is usable.
+// Config is what a Device needs to know. Pools must be set, or Served; the
+// zero value of everything else is usable.
 type Config struct {
-	// External are the external addresses, single ones or prefixes of which
-	// every address is used. With none, every request is NETWORK_FAILURE
-	// until SetExternal.
+	// Pools are the subscribers with the external addresses that they share.
+	Pools []Pool
+	// External and Served stand for one shared pool, named DefaultPool, if
+	// Pools is empty; EIF is its filtering behavior.
 	External []netip.Prefix
-	// Served are the internal prefixes whose hosts are translated.
-	Served []netip.Prefix
+	Served   []netip.Prefix
+	// Untranslated are destinations to which no source is translated (RFC
+	// 6888, REQ-6), whatever mapping a socket has.
+	Untranslated []netip.Prefix
+	// ExhaustedCode is the code of the ICMP message "destination unreachable"
+	// that refuses a flow for which there is no port, no block or no quota;
+	// zero is DefaultExhaustedCode. Network unreachable, 0, cannot be had.
+	ExhaustedCode uint8
+	// OnEvent gets the events of Watch and Release; nil discards them. It is
+	// called from the goroutines of both and must not call the Device.
+	OnEvent func(Event)
 	// Own makes the Device translate the served hosts' ordinary outbound
 	// flows. Without it another firewall does, and the Device learns from
 	// the packets which external ports those flows got.
 	Own bool
-	// EIF lets any remote peer send to the external port of an ordinary
-	// outbound flow (endpoint-independent filtering, RFC 6888, REQ-7).
-	// Without it only those peers can that the flow goes to. Mapping is
-	// endpoint-independent in either case. It needs Own.
+	// EIF is FilteringEndpointIndependent of the one pool that External and
+	// Served stand for; without it filtering is address-and-port-dependent.
+	// It needs Own.
 	EIF bool
 	// Reserved are external ports that no client gets, whatever the
 	// protocol. UDP 5350 and 5351 never are given (RFC 6887, Section 11.3).
@@ -74,29 +83,119 @@ type Flows interface {
 // Validate reports all that is wrong with the configuration.
 func (c *Config) Validate() error {
 	var errs []error
-	if len(c.Served) == 0 {
-		errs = append(errs, errors.New("nat: no internal prefix to serve is given"))
+	if len(c.Pools) > 0 && (len(c.Served) > 0 || len(c.External) > 0 || c.EIF) {
+		errs = append(errs, errors.New("nat: pools are given, so there can be no served prefixes, external addresses and EIF besides them"))
 	}
-	for _, p := range c.Served {
+	pools := c.pools()
+	errs = append(errs, validatePools(pools))
+	for i := range pools {
+		errs = append(errs, c.possible(&pools[i]))
+	}
+	for _, p := range c.Untranslated {
 		if !p.IsValid() || !p.Addr().Is4() {
-			errs = append(errs, fmt.Errorf("nat: served prefix %v is not IPv4", p))
+			errs = append(errs, fmt.Errorf("nat: untranslated destination %v is not IPv4", p))
 		}
 	}
-	if _, err := newPool(c.External); err != nil {
-		errs = append(errs, err)
+	if c.ExhaustedCode > maxUnreachable {
+		errs = append(errs, fmt.Errorf("nat: ICMP destination unreachable has no code %d", c.ExhaustedCode))
 	}
 	for _, r := range c.Reserved {
 		if r.First > r.Last {
 			errs = append(errs, fmt.Errorf("nat: reserved ports %d-%d end before they begin", r.First, r.Last))
 		}
 	}
-	if c.EIF && !c.Own {
-		errs = append(errs, errors.New("nat: endpoint-independent filtering is only possible if we translate ordinary flows ourselves"))
-	}
 	if c.Flows == nil {
 		errs = append(errs, errors.New("nat: no conntrack connection is given"))
 	}
 	return errors.Join(errs...)
+}
+
+// maxUnreachable is the highest code of ICMP's type 3.
+const maxUnreachable = 15
+
+// DefaultPool is the name of the pool that Config.External and Config.Served
+// stand for.
+const DefaultPool = "default"
+
+// pools returns the configured pools.
+func (c *Config) pools() []Pool {
+	if len(c.Pools) > 0 {
+		return c.Pools
+	}
+	p := Pool{Name: DefaultPool, Internal: c.Served, External: c.External}
+	if c.EIF {
+		p.Filtering = FilteringEndpointIndependent
+	}
+	return []Pool{p}
+}
+
+// possible reports what of a pool needs that we translate ordinary flows.
+func (c *Config) possible(p *Pool) error {
+	if c.Own || p.Allocation == AllocationShared && p.Mapping == MappingEndpointIndependent &&
+		p.Filtering == FilteringAddressAndPortDependent && p.Ports == (PortRange{}) && p.MaxFlows == 0 && p.FlowRate == 0 {
+		return nil
+	}
+	return fmt.Errorf("nat: pool %s: its port range, blocks, limits and its mapping and filtering behavior are only possible if we translate ordinary flows ourselves", p.Name)
+}
+
+// validatePools reports what is wrong with pools, each and together.
+func validatePools(pools []Pool) error {
+	var errs []error
+	if len(pools) == 0 || len(pools) > MaxPools {
+		errs = append(errs, fmt.Errorf("nat: there must be 1 to %d pools, not %d", MaxPools, len(pools)))
+	}
+	names, owner, fixed := map[string]bool{}, map[netip.Addr]string{}, 0
+	for i, p := range pools {
+		errs = append(errs, p.validate())
+		if names[p.Name] {
+			errs = append(errs, fmt.Errorf("nat: two pools have the name %s", p.Name))
+		}
+		names[p.Name] = true
+		addrs, err := newPool(p.External)
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			if other, used := owner[a]; used {
+				errs = append(errs, fmt.Errorf("nat: pools %s and %s both have the external address %v", other, p.Name, a))
+				break
+			}
+			owner[a] = p.Name
+		}
+		for _, other := range pools[:i] {
+			if overlap(other.Internal, p.Internal) {
+				errs = append(errs, fmt.Errorf("nat: internal prefixes of pools %s and %s overlap", other.Name, p.Name))
+			}
+		}
+		if overlapping := p.Allocation == AllocationDeterministic && selfOverlap(p.Internal); overlapping {
+			errs = append(errs, fmt.Errorf("nat: pool %s: its internal prefixes overlap", p.Name))
+		}
+		if p.Allocation == AllocationDeterministic {
+			fixed += p.subscribers()
+		}
+	}
+	if len(owner) > MaxPool {
+		errs = append(errs, fmt.Errorf("nat: more than %d external addresses, the most that one device can have", MaxPool))
+	}
+	if fixed > MaxDeterministic {
+		errs = append(errs, fmt.Errorf("nat: deterministic pools have %d subscribers, and can have %d", fixed, MaxDeterministic))
+	}
+	return errors.Join(errs...)
+}
+
+func overlap(a, b []netip.Prefix) bool {
+	return slices.ContainsFunc(a, func(p netip.Prefix) bool {
+		return slices.ContainsFunc(b, p.Overlaps)
+	})
+}
+
+func selfOverlap(list []netip.Prefix) bool {
+	for i, p := range list {
+		if slices.ContainsFunc(list[:i], p.Overlaps) {
+			return true
+		}
+	}
+	return false
 }
 
 // pool is the external addresses, in order and without repetition.
@@ -106,16 +205,16 @@ func newPool(prefixes []netip.Prefix) (pool, error) {
 	var addrs pool
 	for _, p := range prefixes {
 		if !p.IsValid() || !p.Addr().Is4() {
-			return nil, fmt.Errorf("nat: external address %v is not IPv4", p)
+			return nil, fmt.Errorf("external address %v is not IPv4", p)
 		}
 		p = p.Masked()
 		for a := p.Addr(); p.Contains(a); a = a.Next() {
 			if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
-				return nil, fmt.Errorf("nat: %v cannot be an external address", a)
+				return nil, fmt.Errorf("%v cannot be an external address", a)
 			}
 			addrs = append(addrs, a)
 			if len(addrs) > MaxPool {
-				return nil, fmt.Errorf("nat: more than %d external addresses, the most that one device can have", MaxPool)
+				return nil, fmt.Errorf("more than %d external addresses, the most that one device can have", MaxPool)
 			}
 		}
 	}

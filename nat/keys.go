@@ -65,3 +65,15 @@ func parseEndpoint(v []byte) netip.AddrPort {
 	}
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(v[:4])), binary.BigEndian.Uint16(v[4:]))
 }
+
+// number is an IPv4 address as a number, address the opposite.
+func number(a netip.Addr) uint32 {
+	ip := a.As4()
+	return binary.BigEndian.Uint32(ip[:])
+}
+
+func address(n uint32) netip.Addr {
+	var ip [4]byte
+	binary.BigEndian.PutUint32(ip[:], n)
+	return netip.AddrFrom4(ip)
+}
