@@ -16,6 +16,7 @@ ip         iproute2
 nft        nftables
 conntrack  conntrack
 sysctl     procps
+nfcapd     nfdump
 tshark     tshark
 shellcheck shellcheck
 '
