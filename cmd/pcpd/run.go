@@ -35,13 +35,15 @@ type daemon struct {
 	server  *pcpserver.Server
 	control *control.Server
 
-	// external is what the data path translates to now. It belongs to start
-	// and, after that, to the monitor's goroutine.
-	external []netip.Prefix
+	// outside follows the external addresses, networks is what it knows of
+	// the internal ones. Both belong to start and, after that, to outside's
+	// goroutine.
+	outside  outside
+	networks networks
 	// passed is what was last logged of addresses that are not followed. It
-	// belongs to whom external does.
+	// belongs to start and, after that, to the monitor's goroutine.
 	passed string
-	// present is the index of each interface, as last seen; whose external is.
+	// present is the index of each interface, as last seen; whose passed is.
 	present map[string]int
 
 	// closers are called in reverse, each after what it serves has ended.
@@ -132,13 +134,12 @@ func (d *daemon) start() error {
 	}
 	d.closers = append(d.closers, st.close)
 	d.clock = st.clock
-	if d.cfg.followsExternal() {
-		d.external = d.machine.external(d.cfg)
-		d.tellPassed()
-	}
+	d.tellPassed()
 	d.tellPresence(d.machine.interfaces)
+	external := d.machine.external(d.cfg)
+	d.outside = d.newOutside(external)
 	now := d.clock.now()
-	d.path, err = openDataPath(d.cfg, d.machine.external(d.cfg), now, d.log)
+	d.path, err = openDataPath(d.cfg, external, now, d.log)
 	if err != nil {
 		return err
 	}
@@ -162,8 +163,7 @@ func (d *daemon) start() error {
 		d.server.Announce(now, true)
 	}
 	// The addresses may have changed while no daemon ran.
-	d.server.Readdress(now, false)
-	return nil
+	return d.server.Readdress(now, nil)
 }
 
 func (d *daemon) serverConfig(st *state) pcpserver.Config {
@@ -199,10 +199,8 @@ func (d *daemon) Authorize(now time.Time, p *pcpserver.Packet, _ *pcp.Request, i
 	if internal == p.Remote.Addr().WithZone("") {
 		return nil // accept has seen to it
 	}
-	for _, name := range d.cfg.internal {
-		if d.monitor.Reaches(internal, d.monitor.Interface(name).Index, now) {
-			return nil
-		}
+	if d.reached(internal, now) {
+		return nil
 	}
 	return pcp.NewError(pcp.ResultNotAuthorized, "the third party is no host behind an internal interface")
 }
@@ -247,22 +245,31 @@ func (d *daemon) interfacesChanged() {
 		i := d.monitor.Interface(name)
 		d.log.Debug("interface", "ifname", name, "index", i.Index, "up", i.Up, "addresses", len(i.Addresses))
 	}
-	if !d.cfg.followsExternal() {
-		return
-	}
 	d.tellPassed()
-	addrs := d.machine.external(d.cfg)
-	if slices.Equal(addrs, d.external) {
-		return
+	d.outside.changed()
+}
+
+// newOutside returns what follows the addresses of the interfaces. external is
+// what the data path begins with.
+func (d *daemon) newOutside(external []netip.Prefix) outside {
+	o := outside{log: d.log, news: make(chan struct{}, 1), have: external, vacate: d.vacate}
+	o.look = func() {
+		for _, name := range d.cfg.internal {
+			d.networks.note(d.monitor.Interface(name))
+		}
 	}
-	d.log.Info("external addresses changed", "from", joinPrefixes(d.external), "to", joinPrefixes(addrs))
-	now := d.clock.now()
-	if err := d.server.Exclusive(func() error { return d.path.setExternal(addrs, now) }); err != nil {
-		d.log.Error("the new external addresses could not be put into the kernel", "err", err)
-		return
+	o.look()
+	o.wanted = func() []netip.Prefix {
+		if !d.cfg.followsExternal() {
+			return external
+		}
+		return d.machine.external(d.cfg)
 	}
-	d.external = addrs
-	d.server.Readdress(now, true)
+	o.readdress = func(addrs []netip.Prefix) error {
+		now := d.clock.now()
+		return d.server.Readdress(now, func() error { return d.path.setExternal(addrs, now) })
+	}
+	return o
 }
 
 // tellPassed logs which addresses of the external interface are not used,
@@ -299,6 +306,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 	}
 	part(func() error { return d.path.run(ctx, d.reinstall) })
 	part(func() error { return d.monitor.Run(ctx, d.interfacesChanged) })
+	part(func() error { return d.outside.run(ctx) })
 	part(func() error { return d.control.Serve(ctx, listener) })
 	part(func() error { return d.server.Serve(ctx, d.clock.now, conns...) })
 	parts.Go(func() { d.hangups(ctx) })

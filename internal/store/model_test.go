@@ -99,7 +99,7 @@ func (m *model) boot() {
 	if _, lost := m.server.Restore(m.now, snap.Records); snap.EpochStart.IsZero() || lost > 0 {
 		m.server.Announce(m.now, true)
 	}
-	m.server.Readdress(m.now, false)
+	m.server.Readdress(m.now, nil)
 }
 
 // list is what the server has.
@@ -206,7 +206,7 @@ func (m *model) renumber(*rapid.T) {
 	m.now = m.now.Add(time.Second) // or a reset would not be seen in the epoch
 	m.pool = rapid.SampledFrom(modelPools).Draw(m.r, "pool")
 	m.device.SetExternal(m.pool...)
-	m.server.Readdress(m.now, false)
+	m.server.Readdress(m.now, nil)
 }
 
 // restart ends the server, in order or not, and starts another. The store

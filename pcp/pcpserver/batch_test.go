@@ -162,7 +162,7 @@ func TestConflictOfSuspended(t *testing.T) {
 	s := newServer(t)
 	s.ok(request{iport: 80, eport: 8080, eaddr: external1, lifetime: 300})
 	s.nat.renumber()
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	s.nat.strangers[socket{pcp.ProtocolUDP, netip.MustParseAddrPort(external1 + ":8080")}] = true
 	s.nat.renumber(external1)
 	if e := s.ok(request{iport: 80, eport: 8080, eaddr: external1, lifetime: 300}).external(); e == external1+":8080" {

@@ -287,7 +287,7 @@ func TestConnMappingUpdate(t *testing.T) {
 	}
 	got.wantExternal(t, external1+":8080")
 	w.nat.renumber("198.51.100.9")
-	w.Readdress(time.Now(), false)
+	w.Readdress(time.Now(), nil)
 	for i := range 3 {
 		b, from, ok := nstest.ReadUDPFrom(conn, soon)
 		if !ok || from != to {

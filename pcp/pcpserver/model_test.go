@@ -382,7 +382,7 @@ func (m *model) renumber(*rapid.T) {
 	m.last = nil
 	to := rapid.SampledFrom([][]string{{external1}, {external2}, {external1, external2}, {}}).Draw(m.r, "addresses")
 	m.nat.renumber(to...)
-	m.Readdress(m.now, false)
+	m.Readdress(m.now, nil)
 	now := map[pcp.Key]pcpserver.Info{}
 	m.Mappings(m.now, func(i pcpserver.Info) bool { now[i.Mapping.Key()] = i; return true })
 	for k, e := range m.maps {

@@ -10,21 +10,61 @@ import (
 	"pcpd/pcp"
 )
 
-// Readdress is called after a device's external addresses have changed. The
-// mappings that have lost theirs get another, or wait until there is one, and
-// their clients are sent mapping updates. One of PREFER_FAILURE ends if its
-// client had named the address, or if it cannot keep its port. If there are any, or force is set,
-// the epoch starts anew (RFC 6887, Section 8.5) and restart announcements go
-// out.
-func (s *Server) Readdress(now time.Time, force bool) {
+// Readdress brings the mappings to other external addresses. change changes
+// those of the devices, under the lock under which the server calls them, so
+// that no request sees the one without the other; it must not call the server.
+// If it fails nothing has happened and its error is returned: call Readdress
+// again. Nil means that the devices have changed already, as after a restart.
+//
+// The mappings that have lost their address get another, or wait until there
+// is one, and their clients are sent mapping updates. One of PREFER_FAILURE
+// ends if its client had named the address, or if it cannot keep its port. If
+// change was made, or there are any such mappings, the epoch starts anew (RFC
+// 6887, Section 8.5) and restart announcements go out.
+func (s *Server) Readdress(now time.Time, change func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if change != nil {
+		if err := change(); err != nil {
+			return err
+		}
+	}
 	s.expire(now)
 	lost := s.lost()
-	force = force || slices.ContainsFunc(lost, func(e *entry) bool { return !e.suspended })
+	force := change != nil || slices.ContainsFunc(lost, func(e *entry) bool { return !e.suspended })
 	if s.moveAll(now, lost) || force {
 		s.resetEpoch(now)
 	}
+	return nil
+}
+
+// Vacate ends the mappings of internal addresses that are gone, as those of an
+// IPv6 prefix that the router does not have any more: nobody can renew them.
+// gone is called under the server's lock and must not call the server. Flows
+// are cut and clients sent NETWORK_FAILURE, for which an address to send it to
+// may be missing as well; so the epoch starts anew if any mapping ended (RFC
+// 6887, Section 8.5) and restart announcements go out. What a device would not
+// let go stays, and is the error: call Vacate again.
+func (s *Server) Vacate(now time.Time, gone func(internal netip.Addr) bool) (ended int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire(now)
+	var es []*entry
+	for _, e := range s.table.byKey {
+		if gone(e.m.Internal.Addr()) {
+			es = append(es, e)
+		}
+	}
+	err = s.evict(now, es, pcp.DeleteRequested, func(e *entry) {
+		ended++
+		s.event(EventDeleted, e, now)
+		s.table.remove(e)
+		s.queueError(now, e, pcp.ResultNetworkFailure)
+	})
+	if ended > 0 {
+		s.resetEpoch(now)
+	}
+	return ended, err
 }
 
 // redress repeats what a device failed to do when Readdress was called.

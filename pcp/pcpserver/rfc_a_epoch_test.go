@@ -37,12 +37,12 @@ func TestA40_EpochReset(t *testing.T) {
 	s := newServer(t)
 	s.ok(request{iport: 80, lifetime: 300})
 	s.now = s.now.Add(time.Minute)
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if got := s.ok(request{op: opPing}).epoch(); got != 160 {
 		t.Errorf("epoch is %d although nothing changed, want 160", got)
 	}
 	s.nat.renumber("198.51.100.77")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if got := s.ok(request{op: opPing}).epoch(); got != 0 {
 		t.Errorf("epoch is %d after a change of the external address, want 0", got)
 	}

@@ -126,8 +126,7 @@ func TestB54_AnnouncementsAreReplaced(t *testing.T) {
 	})
 	s.AnnounceFrom(endpoints)
 	s.ok(request{iport: 80, lifetime: 600})
-	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, true)
+	s.Readdress(s.now, func() error { s.nat.renumber("198.51.100.9"); return nil })
 	if at := s.timed(time.Minute); len(at) != 0 {
 		t.Errorf("sent at %v although nothing is permitted", at)
 	}
@@ -144,7 +143,7 @@ func TestB56_MappingUpdate(t *testing.T) {
 	s.packet(asked, netip.MustParseAddrPort("192.168.1.2:5351"), request{iport: 80, eport: 8080, lifetime: 600, opts: opts}.bytes()).want(t, pcp.ResultSuccess)
 	s.now = s.now.Add(100 * time.Second)
 	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	at := s.timed(time.Minute)
 	if want := []time.Duration{0, 250 * time.Millisecond, 750 * time.Millisecond}; !slices.Equal(at, want) {
 		t.Fatalf("sent at %v, want %v", at, want)
@@ -171,7 +170,7 @@ func TestB56_PeerUpdate(t *testing.T) {
 	s := newServer(t)
 	s.ok(peer(5000, 600))
 	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if at := s.timed(time.Minute); len(at) != 3 {
 		t.Fatalf("sent at %v", at)
 	}
@@ -196,13 +195,13 @@ func TestB56b_UpdatesStop(t *testing.T) {
 		"deletion, creation": {func(s *server) { s.ok(request{iport: 80}); s.ok(request{iport: 80, lifetime: 300}) }, 1},
 		"another mapping":    {func(s *server) { s.ok(request{iport: 81, lifetime: 600}) }, 3},
 		"refused request":    {func(s *server) { s.refused(request{iport: 80, lifetime: 600, nonce: 1}, pcp.ResultNotAuthorized) }, 3},
-		"address lost again": {func(s *server) { s.nat.renumber(); s.Readdress(s.now, false) }, 1},
+		"address lost again": {func(s *server) { s.nat.renumber(); s.Readdress(s.now, nil) }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t)
 			s.ok(request{iport: 80, eport: 8080, lifetime: 600})
 			s.nat.renumber("198.51.100.9")
-			s.Readdress(s.now, false)
+			s.Readdress(s.now, nil)
 			n := len(s.timed(100 * time.Millisecond))
 			tc.do(s)
 			if n += len(s.timed(time.Minute)); n != tc.want {
@@ -217,10 +216,10 @@ func TestB56b_NewerUpdateReplaces(t *testing.T) {
 	s := newServer(t)
 	s.ok(request{iport: 80, eport: 8080, lifetime: 600})
 	s.nat.renumber("198.51.100.8")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	s.timed(100 * time.Millisecond)
 	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if at := s.timed(time.Minute); len(at) != 3 {
 		t.Errorf("sent at %v, want 3 messages", at)
 	}
@@ -235,7 +234,7 @@ func TestB56e_PreferFailureEnds(t *testing.T) {
 	s.ok(request{iport: 80, eport: 8080, eaddr: external1, lifetime: 600, opts: preferFailure()})
 	s.ok(request{iport: 81, eport: 8081, eaddr: external2, lifetime: 600, opts: preferFailure()})
 	s.nat.renumber(external2)
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if at := s.timed(time.Minute); len(at) != 3 {
 		t.Fatalf("sent at %v", at)
 	}
@@ -257,7 +256,7 @@ func TestB56e_PreferFailureOfAnyAddress(t *testing.T) {
 	change := func(s *server) {
 		s.nat.renumber("198.51.100.9")
 		s.nat.strangers[socket{pcp.ProtocolUDP, netip.MustParseAddrPort("198.51.100.9:8081")}] = true
-		s.Readdress(s.now, false)
+		s.Readdress(s.now, nil)
 	}
 	check := func(t *testing.T, s *server) {
 		t.Helper()
@@ -303,9 +302,9 @@ func TestB56e_PreferFailureOfAnyAddress(t *testing.T) {
 	waits := newServer(t)
 	waits.ok(request{iport: moved, eport: 8080, lifetime: 600, opts: preferFailure()})
 	waits.nat.renumber()
-	waits.Readdress(waits.now, false)
+	waits.Readdress(waits.now, nil)
 	waits.nat.renumber("198.51.100.9")
-	waits.Readdress(waits.now, false)
+	waits.Readdress(waits.now, nil)
 	if h, ok := waits.nat.lookup(inbound(udp, client, moved)); !ok || h.External.String() != "198.51.100.9:8080" {
 		t.Errorf("the device has %v", waits.nat)
 	}
@@ -323,7 +322,7 @@ func TestB56_SiblingsMoveTogether(t *testing.T) {
 		}
 		s.nat.renumber("198.51.100.9")
 		s.nat.strangers[socket{pcp.ProtocolTCP, netip.MustParseAddrPort("198.51.100.9:6000")}] = true
-		s.Readdress(s.now, false)
+		s.Readdress(s.now, nil)
 		s.compare()
 		ports := map[netip.AddrPort]bool{}
 		n := 0
@@ -346,7 +345,7 @@ func TestB56_FailedMoveIsRepeated(t *testing.T) {
 	s.ok(request{iport: 81, eport: 8081, eaddr: external1, lifetime: 600, opts: preferFailure()})
 	s.nat.renumber("198.51.100.9")
 	s.nat.commitErr = fmt.Errorf("netlink: no buffer space available")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	s.compare()
 	if s.nat.len() != 2 {
 		t.Fatalf("the device has %v", s.nat)
@@ -368,7 +367,7 @@ func TestB56_ExpiredIsNotMoved(t *testing.T) {
 	s.ok(request{iport: 80, lifetime: 120})
 	s.now = s.now.Add(130 * time.Second)
 	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if s.nat.len() != 0 || s.table() != "" {
 		t.Errorf("moved: %v %v", s.nat, s.table())
 	}
@@ -382,7 +381,7 @@ func TestB56_OutboxIsBounded(t *testing.T) {
 	}
 	for i := range 50 {
 		s.nat.renumber(fmt.Sprintf("198.51.100.%d", 10+i%2))
-		s.Readdress(s.now, false)
+		s.Readdress(s.now, nil)
 	}
 	if at := s.timed(time.Minute); len(at) != 150 {
 		t.Errorf("%d messages for 50 mappings, want 150", len(at))

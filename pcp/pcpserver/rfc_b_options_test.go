@@ -287,12 +287,12 @@ func TestB33j_FiltersMove(t *testing.T) {
 	s.ok(request{iport: 80, lifetime: 600, opts: options(f, g)})
 	for _, addr := range []string{"198.51.100.8", "198.51.100.9"} {
 		s.nat.renumber()
-		s.Readdress(s.now, false)
+		s.Readdress(s.now, nil)
 		if s.nat.len() != 0 {
 			t.Fatalf("the device holds mappings without an address: %v", s.nat)
 		}
 		s.nat.renumber(addr)
-		s.Readdress(s.now, false)
+		s.Readdress(s.now, nil)
 		h, ok := s.nat.lookup(inbound(udp, client, 80))
 		if !ok || h.External.Addr().String() != addr || fmt.Sprint(h.Filters) != "[203.0.113.0/24 192.0.2.1/32,7]" || h.locked {
 			t.Errorf("moved to %v with filters %v, locked %v", h.External, h.Filters, h.locked)
@@ -301,7 +301,7 @@ func TestB33j_FiltersMove(t *testing.T) {
 	}
 	// The same by the client's own renewal.
 	s.nat.renumber()
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	s.nat.renumber(external1)
 	s.ok(request{iport: 80, lifetime: 600, opts: filter(128, 8, "192.0.2.2")}).wantExternal(t, external1+":1024")
 	if got := s.filters(client, 80); got != "[203.0.113.0/24 192.0.2.1/32,7 192.0.2.2/32,8]" {

@@ -264,7 +264,7 @@ func TestB42_SuspendedIsPutBack(t *testing.T) {
 		s := newServer(t)
 		s.ok(peer(5000, 600))
 		s.nat.renumber()
-		s.Readdress(s.now, false)
+		s.Readdress(s.now, nil)
 		s.refused(peer(5000, ask), pcp.ResultNetworkFailure)
 		s.nat.renumber("198.51.100.9")
 		got := s.ok(peer(5000, ask))

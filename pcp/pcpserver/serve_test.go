@@ -202,7 +202,7 @@ func TestServeMappingUpdates(t *testing.T) {
 		l.exchange(old, request{iport: 80, eport: 8080, lifetime: 600})
 		l.exchange(c, request{iport: 80, eport: 8080, lifetime: 600, opts: filter(120, 0, remote)})
 		l.nat.renumber("198.51.100.9")
-		l.Readdress(start.Add(l.passed()), false)
+		l.Readdress(start.Add(l.passed()), nil)
 		begin := l.passed()
 		time.Sleep(5 * time.Second)
 		hs := l.got(client + ":41000")
@@ -219,7 +219,7 @@ func TestServeMappingUpdates(t *testing.T) {
 			}
 		}
 		l.nat.renumber("198.51.100.8")
-		l.Readdress(start.Add(l.passed()), false)
+		l.Readdress(start.Add(l.passed()), nil)
 		for len(l.got(client+":41000")) == 0 {
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -427,7 +427,7 @@ func TestConcurrentUse(t *testing.T) {
 			}
 			if i%50 == 0 {
 				s.nat.renumber([]string{external1, external2}[i/50%2])
-				s.Readdress(now, false)
+				s.Readdress(now, nil)
 			}
 		}
 	})

@@ -55,7 +55,7 @@ func TestStoreFollowsTheTable(t *testing.T) {
 	s.refused(request{iport: 80, lifetime: 600, nonce: 1}, pcp.ResultNotAuthorized)
 	check("a refusal")
 	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	check("a change of address")
 	s.ok(request{iport: 80})
 	check("a deletion")
@@ -122,7 +122,7 @@ func TestRestoredMappingsAreTheClients(t *testing.T) {
 	s.refused(request{iport: 80, lifetime: 600, nonce: 1}, pcp.ResultNotAuthorized).wantLife(t, 500)
 	s.refused(request{iport: 81, lifetime: 600}, pcp.ResultUserExQuota)
 	s.nat.renumber("198.51.100.9")
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	s.Tick(s.now)
 	if len(s.sent) != 1 || s.sent[0].Remote != netip.MustParseAddrPort(client+":40000") {
 		t.Fatalf("sent %v", s.sent)
@@ -146,7 +146,7 @@ func TestRestoredWithoutAddress(t *testing.T) {
 	if s.nat.len() != 0 {
 		t.Errorf("the device has %v", s.nat)
 	}
-	s.Readdress(s.now, false)
+	s.Readdress(s.now, nil)
 	if h, ok := s.nat.lookup(inbound(udp, client, 80)); !ok || h.External.String() != "198.51.100.9:8080" || fmt.Sprint(h.Filters) != "[203.0.113.0/24]" || h.locked {
 		t.Errorf("the device has %v", s.nat)
 	}

@@ -58,8 +58,14 @@ type outbox struct {
 	endpoints func() []Endpoint
 }
 
-func (o *outbox) Len() int           { return len(o.notices) }
-func (o *outbox) Less(i, j int) bool { return o.notices[i].at.Before(o.notices[j].at) }
+func (o *outbox) Len() int { return len(o.notices) }
+
+// Less has what tells a client its new address go before what tells all of them
+// to ask for it.
+func (o *outbox) Less(i, j int) bool {
+	a, b := o.notices[i], o.notices[j]
+	return a.at.Before(b.at) || a.at.Equal(b.at) && a.announce == nil && b.announce != nil
+}
 
 // Swap implements heap.Interface.
 func (o *outbox) Swap(i, j int) {
