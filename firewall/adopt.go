@@ -99,6 +99,10 @@ func (t *Table) takeOverLocked() (*Builder, error) {
 	t.batch.Reset()
 	t.batch.AddTable(TableName, t.feat.tableFlags)
 	t.batch.FlushTable(TableName)
+	verdicts := have.VerdictMaps()
+	for _, name := range verdicts {
+		t.batch.FlushSet(TableName, name)
+	}
 	for name := range have.Chains {
 		if _, wanted := want.Chains[name]; !wanted {
 			t.batch.DelChain(TableName, name)
@@ -109,11 +113,15 @@ func (t *Table) takeOverLocked() (*Builder, error) {
 			t.batch.DelSet(TableName, name)
 		}
 	}
-	if err := t.configured(b); err != nil {
+	filled, err := t.configured(b, verdicts)
+	if err != nil {
 		return nil, err
 	}
 	if err := b.appendTo(&t.batch); err != nil {
 		return nil, err
+	}
+	for _, name := range filled {
+		t.batch.AddElems(TableName, name, b.elems[name])
 	}
 	return b, t.conn.Commit(&t.batch)
 }
@@ -128,34 +136,47 @@ func differ(kind string, have, want map[string]string) error {
 	return nil
 }
 
-// configured adds to the batch what sets need that hold the configuration: all
-// that neither packets nor mappings fill.
-func (t *Table) configured(b *Builder) error {
+// maxCompared is the number of elements up to which a set is listed to see
+// whether it is right: a larger one is filled anew sooner.
+const maxCompared = 4096
+
+// configured finds the sets that hold the configuration, that is all that
+// neither packets nor mappings fill, and are not as they should be. It adds to
+// the batch that they are emptied, and returns them. Those of verdicts are
+// empty already.
+func (t *Table) configured(b *Builder, verdicts []string) (fill []string, err error) {
 	for _, s := range b.setList {
 		if s.HasTimeout || s.Dynamic || !b.Keeps(s.Name) {
 			continue
 		}
-		var have []nft.Elem
-		err := t.conn.DumpSet(TableName, s.Name, func(f nft.Found) {
-			have = append(have, nft.Elem{Key: f.Key, IntervalEnd: f.IntervalEnd})
-		})
-		if err == nil && sameElements(have, b.elems[s.Name]) {
+		want := b.elems[s.Name]
+		if slices.Contains(verdicts, s.Name) {
+			fill = append(fill, s.Name)
 			continue
 		}
-		if err != nil && !errors.Is(err, nft.ErrTorn) {
-			return err
+		if len(want) <= maxCompared {
+			var have []nft.Elem
+			err := t.conn.DumpSet(TableName, s.Name, func(f nft.Found) {
+				have = append(have, nft.Elem{Key: f.Key, Value: f.Value, IntervalEnd: f.IntervalEnd})
+			})
+			if err == nil && sameElements(have, want) {
+				continue
+			}
+			if err != nil && !errors.Is(err, nft.ErrTorn) {
+				return nil, err
+			}
 		}
 		t.batch.FlushSet(TableName, s.Name)
-		t.batch.AddElems(TableName, s.Name, b.elems[s.Name])
+		fill = append(fill, s.Name)
 	}
-	return nil
+	return fill, nil
 }
 
 // sameElements compares without regard to order.
 func sameElements(a, b []nft.Elem) bool {
 	text := func(elems []nft.Elem) (s []string) {
 		for _, e := range elems {
-			s = append(s, fmt.Sprintf("%x %v", e.Key, e.IntervalEnd))
+			s = append(s, fmt.Sprintf("%x %x %v", e.Key, e.Value, e.IntervalEnd))
 		}
 		slices.Sort(s)
 		return s

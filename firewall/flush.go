@@ -9,3 +9,12 @@ func (t *Table) StageFlush(set string) {
 		return nil
 	})
 }
+
+// StageFill stages that a set or map have these elements and no others.
+func (t *Table) StageFill(set string, elems []nft.Elem) {
+	t.structure(func(b *nft.Batch) error {
+		b.FlushSet(TableName, set)
+		b.AddElems(TableName, set, elems)
+		return nil
+	})
+}

@@ -135,6 +135,18 @@ func number(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b)
 }
 
+// VerdictMaps returns the names of those sets that are maps to verdicts: what
+// is in them keeps chains from being deleted.
+func (o *Objects) VerdictMaps() (names []string) {
+	text := fmt.Sprintf(" data %#x of ", uint32(unix.NFT_DATA_VERDICT))
+	for name, set := range o.Sets {
+		if strings.Contains(set, text) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // FlushTable deletes all rules of all chains.
 func (b *Batch) FlushTable(table string) int {
 	at := b.begin(unix.NFT_MSG_DELRULE, 0)

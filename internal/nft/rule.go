@@ -219,6 +219,46 @@ func LookupMap(set string, reg, to int) Expr {
 	return E(&expr.Lookup{SourceRegister: Reg(reg), DestRegister: Reg(to), IsDestRegSet: true, SetName: set})
 }
 
+// VerdictMap is "KEY vmap @set": it goes where the map says for the key.
+func VerdictMap(set string, reg int) Expr {
+	return E(&expr.Lookup{SourceRegister: Reg(reg), DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set})
+}
+
+// DynDelete is "delete @set { key }": the packet removes the key at register
+// reg, of a set or a map. The rule goes on if there is none.
+func DynDelete(set string, reg int) Expr {
+	return E(&expr.Dynset{SrcRegKey: Reg(reg), SetName: set, Operation: dynsetDelete})
+}
+
+// NFT_DYNSET_OP_DELETE, which x/sys/unix knows by no name.
+const dynsetDelete = 2
+
+// DynOverConns is "add @set { key ct count over n }": it matches if there are
+// more than n flows of the key.
+func DynOverConns(set string, reg int, n uint32) Expr {
+	const over = 1
+	return E(&expr.Dynset{SrcRegKey: Reg(reg), SetName: set, Operation: unix.NFT_DYNSET_OP_ADD,
+		Exprs: []expr.Any{&expr.Connlimit{Count: n, Flags: over}}})
+}
+
+// DynOverRate is "update @set { key limit rate over n/second burst b packets }".
+func DynOverRate(set string, reg int, n uint64, burst uint32) Expr {
+	return E(&expr.Dynset{SrcRegKey: Reg(reg), SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE,
+		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}})
+}
+
+// Rate is "limit rate n/second": it matches no more packets than that.
+func Rate(n uint64) Expr {
+	return E(&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: uint32(n)})
+}
+
+// Log is `log prefix "text" group n`, of which the listener gets the first
+// octets of the packet.
+func Log(group uint16, prefix string, octets uint32) Expr {
+	return E(&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN,
+		Group: group, Snaplen: octets, Data: []byte(prefix)})
+}
+
 // DynAdd is "add @set { key timeout T }": the packet adds the key at register
 // reg; an element that exists stays as it is. The rule ends if the set is
 // full. Timeout zero is the set's own.
