@@ -25,16 +25,65 @@ var never = time.Unix(1<<40, 0)
 type binding struct {
 	socket
 	external netip.AddrPort
-	ends     map[pcp.Key]time.Time
+	ends     ends
 	// fresh is the claim on the endpoint until a mapping of it is in force.
 	fresh *claim
+}
+
+// ends is when each mapping of a binding ends. Nearly all bindings have one
+// mapping, for which a map would take a kilobyte.
+type ends struct {
+	first struct {
+		used bool
+		key  pcp.Key
+		end  time.Time
+	}
+	more map[pcp.Key]time.Time // all others
+}
+
+func (e *ends) len() int {
+	if e.first.used {
+		return 1 + len(e.more)
+	}
+	return len(e.more)
+}
+
+func (e *ends) of(k pcp.Key) (end time.Time, exists bool) {
+	if e.first.used && e.first.key == k {
+		return e.first.end, true
+	}
+	end, exists = e.more[k]
+	return end, exists
+}
+
+func (e *ends) set(k pcp.Key, end time.Time) {
+	_, other := e.more[k]
+	switch {
+	case !other && (!e.first.used || e.first.key == k):
+		e.first.used, e.first.key, e.first.end = true, k, end
+		return
+	case e.more == nil:
+		e.more = map[pcp.Key]time.Time{}
+	}
+	e.more[k] = end
+}
+
+func (e *ends) remove(k pcp.Key) {
+	if e.first.used && e.first.key == k {
+		e.first.used = false
+		return
+	}
+	delete(e.more, k)
 }
 
 func (b *binding) slot() slot { return slot{b.protocol, b.external} }
 
 // end is when the last of its mappings ends.
 func (b *binding) end() (t time.Time) {
-	for _, end := range b.ends {
+	if b.ends.first.used {
+		t = b.ends.first.end
+	}
+	for _, end := range b.ends.more {
 		if end.After(t) {
 			t = end
 		}

@@ -34,6 +34,8 @@ type Device struct {
 	// before this one: inherited until the first request, then known by time.
 	inherited bool
 	restUntil time.Time
+
+	restoring bool // during Restore
 }
 
 // New returns a Device. Nothing is asked of the kernel yet.
@@ -122,7 +124,7 @@ func (d *Device) AddMapping(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 	}
 	b := d.bindings[socketOf(m)]
 	if b != nil && d.pool.contains(b.external.Addr()) {
-		_, exists := b.ends[m.Key()]
+		_, exists := b.ends.of(m.Key())
 		if flags&pcp.AddPreferFailure != 0 && flags&pcp.AddRefresh == 0 && !suits(m.External, b.external) {
 			return 0, pcp.NewError(pcp.ResultCannotProvideExternal, "the internal socket has another external endpoint")
 		}
@@ -152,18 +154,23 @@ func statusOf(exists bool) pcp.Status {
 
 // stageNew stages m as the first mapping of its socket.
 func (d *Device) stageNew(now time.Time, m *pcp.Mapping, external netip.AddrPort, flags pcp.AddFlags) {
-	b := &binding{socket: socketOf(m), external: external, ends: map[pcp.Key]time.Time{}}
+	d.stage(now, m, d.bind(m, external), flags)
+}
+
+// bind claims an endpoint for the socket of m.
+func (d *Device) bind(m *pcp.Mapping, external netip.AddrPort) *binding {
+	b := &binding{socket: socketOf(m), external: external}
 	d.bindings[b.socket] = b
 	c := d.alloc.take(b.slot())
 	b.fresh = &c
-	d.stage(now, m, b, flags)
+	return b
 }
 
 // stage stages m with the endpoint of b.
 func (d *Device) stage(now time.Time, m *pcp.Mapping, b *binding, flags pcp.AddFlags) {
 	key := m.Key()
-	before, existed := b.ends[key]
-	b.ends[key] = endOf(now, m)
+	before, existed := b.ends.of(key)
+	b.ends.set(key, endOf(now, m))
 	m.External = b.external
 	put := d.table.Put
 	if existed {
@@ -183,14 +190,14 @@ func (d *Device) stage(now time.Time, m *pcp.Mapping, b *binding, flags pcp.AddF
 	if flags&pcp.AddLocked != 0 {
 		d.table.Lock(m)
 	}
-	made := *m // m is the caller's again after Commit
+	made, restored := *m, d.restoring // m is the caller's again after Commit
 	d.table.OnDone(m, func(err error) {
 		if err != nil {
 			d.unstage(now, b, &made, before, existed, err)
 			return
 		}
 		b.fresh = nil
-		if !existed {
+		if !existed && !restored {
 			d.clear(&made)
 		}
 	})
@@ -199,11 +206,11 @@ func (d *Device) stage(now time.Time, m *pcp.Mapping, b *binding, flags pcp.AddF
 // unstage undoes stage after the kernel refused or the server changed its mind.
 func (d *Device) unstage(now time.Time, b *binding, m *pcp.Mapping, before time.Time, existed bool, err error) {
 	if existed {
-		b.ends[m.Key()] = before
+		b.ends.set(m.Key(), before)
 		return
 	}
-	delete(b.ends, m.Key())
-	if len(b.ends) > 0 {
+	b.ends.remove(m.Key())
+	if b.ends.len() > 0 {
 		return
 	}
 	if d.bindings[b.socket] == b {
@@ -256,7 +263,7 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 	if b == nil {
 		return d.refuseImplicit(now, m, reason)
 	}
-	end, exists := b.ends[key]
+	end, exists := b.ends.of(key)
 	if !exists {
 		return nil
 	}
@@ -265,8 +272,8 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 		d.table.Drop(m, e)
 	}
 	d.table.DropFilters(m)
-	delete(b.ends, key)
-	last := len(b.ends) == 0
+	b.ends.remove(key)
+	last := b.ends.len() == 0
 	if last {
 		d.end(now, m, b)
 	}
@@ -275,7 +282,7 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 		if err == nil || d.bindings[b.socket] != nil && d.bindings[b.socket] != b {
 			return
 		}
-		b.ends[key] = end
+		b.ends.set(key, end)
 		if last {
 			d.bindings[b.socket] = b
 			d.alloc.take(b.slot())
@@ -341,11 +348,14 @@ func (d *Device) cut(m *pcp.Mapping, reason pcp.DeleteReason) {
 }
 
 // Restore stages m with exactly its external endpoint, as the server
-// remembers it. It is an error if that is not ours or has another owner.
+// remembers it. It is an error if that is not ours or has another owner. Flows
+// from before it are not looked for: Unhide does that for all mappings.
 func (d *Device) Restore(now time.Time, m *pcp.Mapping) error {
 	if err := d.serves(m); err != nil {
 		return err
 	}
+	d.restoring = true
+	defer func() { d.restoring = false }()
 	if err := d.restore(now, m, 0); err != nil {
 		return err
 	}
@@ -354,21 +364,42 @@ func (d *Device) Restore(now time.Time, m *pcp.Mapping) error {
 	return nil
 }
 
+// Recall is Restore that stages nothing, for a table that Adopt has taken over
+// with its elements: Restore may put them again at any time later.
+func (d *Device) Recall(now time.Time, m *pcp.Mapping) error {
+	if err := d.serves(m); err != nil {
+		return err
+	}
+	b, err := d.rebind(now, m)
+	if err == nil {
+		b.ends.set(m.Key(), endOf(now, m))
+		b.fresh = nil
+	}
+	return err
+}
+
 func (d *Device) restore(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) error {
+	b, err := d.rebind(now, m)
+	if err == nil {
+		d.stage(now, m, b, flags)
+	}
+	return err
+}
+
+// rebind returns the binding that m had, and claims it if need be.
+func (d *Device) rebind(now time.Time, m *pcp.Mapping) (*binding, error) {
 	b := d.bindings[socketOf(m)]
 	switch {
 	case b != nil && b.external != m.External:
-		return fmt.Errorf("nat: %v has the external endpoint %v, not %v: %w", m.Internal, b.external, m.External, pcp.ErrConflict)
+		return nil, fmt.Errorf("nat: %v has the external endpoint %v, not %v: %w", m.Internal, b.external, m.External, pcp.ErrConflict)
 	case b != nil:
-		d.stage(now, m, b, flags)
-		return nil
+		return b, nil
 	case !d.pool.contains(m.External.Addr()):
-		return pcp.NewError(pcp.ResultNetworkFailure, m.External.Addr().String()+" is not an external address any more")
+		return nil, pcp.NewError(pcp.ResultNetworkFailure, m.External.Addr().String()+" is not an external address any more")
 	}
 	s := slot{m.Protocol, m.External}
 	if !d.alloc.grantableTo(now, s, m.Internal) {
-		return fmt.Errorf("nat: external endpoint %v has another owner: %w", m.External, pcp.ErrConflict)
+		return nil, fmt.Errorf("nat: external endpoint %v has another owner: %w", m.External, pcp.ErrConflict)
 	}
-	d.stageNew(now, m, m.External, flags)
-	return nil
+	return d.bind(m, m.External), nil
 }

@@ -29,7 +29,7 @@ func (d *Device) AddDynamic(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 		return 0, pcp.NewError(pcp.ResultNetworkFailure, "the external address of the internal socket is gone")
 	}
 	if b != nil {
-		_, exists := b.ends[m.Key()]
+		_, exists := b.ends.of(m.Key())
 		if !exists && flags&pcp.AddRefresh == 0 && !suits(m.External, b.external) {
 			if flow, _ := d.flow(m); !flow.IsValid() {
 				return 0, pcp.NewError(pcp.ResultCannotProvideExternal, "the internal socket has another external endpoint")
