@@ -127,7 +127,7 @@ func (s *Server) commitOwn(now time.Time) error {
 		return nil
 	}
 	s.counters.commits.Add(1)
-	err := s.cfg.Committer.Commit(now, func(m *pcp.Mapping, err error) { s.refused[m] = err })
+	err := s.cfg.Committer.Commit(now, s.refuse)
 	if err != nil {
 		s.counters.commitErr.Add(1)
 	}

@@ -1,6 +1,7 @@
 package pcpserver
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"slices"
@@ -19,15 +20,23 @@ func (s *Server) newEntry(c *Context) *entry {
 // stage remembers that c waits for the commit.
 func (s *Server) stage(c *Context, op operation, e *entry) {
 	c.op, c.e = op, e
-	s.pending[socketOf(&c.m)] = struct{}{}
+	s.pending[socketOf(&c.m)] = c
 }
 
-// settle commits what is staged if the socket is part of it: a request must
-// see what the one before it did.
-func (s *Server) settle(now time.Time, k socket) {
-	if _, ok := s.pending[k]; ok {
-		s.flush(now)
+// settle returns errLater if something is staged for the socket: a request must
+// see what the one before it did. If c asks for just the same it is errRepeats,
+// since the outcome is the same: whoever repeats himself costs one commit.
+func (s *Server) settle(c *Context, k socket) error {
+	first := s.pending[k]
+	switch {
+	case first == nil:
+		return nil
+	case first.Remote == c.Remote && first.Local == c.Local && first.IfIndex == c.IfIndex && first.Tag == c.Tag &&
+		bytes.Equal(first.Data, c.Data):
+		c.first = first
+		return errRepeats
 	}
+	return errLater
 }
 
 func (s *Server) abort(m *pcp.Mapping) {
@@ -41,13 +50,16 @@ func (s *Server) abort(m *pcp.Mapping) {
 func (s *Server) flush(now time.Time) {
 	for len(s.batch) > 0 {
 		batch := s.batch
-		s.batch = nil
-		clear(s.pending)
+		s.batch = s.spare[:0]
+		for _, c := range batch {
+			delete(s.pending, socketOf(&c.m))
+		}
 		s.commit(now, batch)
 		s.persist(now, batch)
-		s.batch = append(s.batch, s.conclude(now, batch)...)
+		s.conclude(now, batch)
+		clear(batch)
+		s.spare = batch[:0]
 	}
-	clear(s.pending)
 }
 
 // commit makes the batch real and leaves in each context what became of it.
@@ -55,27 +67,30 @@ func (s *Server) commit(now time.Time, batch []*Context) {
 	if s.cfg.Committer == nil {
 		return
 	}
-	clear(s.refused)
+	if len(s.refused) > 0 {
+		clear(s.refused)
+	}
 	s.counters.commits.Add(1)
-	err := s.cfg.Committer.Commit(now, func(m *pcp.Mapping, err error) { s.refused[m] = err })
+	err := s.cfg.Committer.Commit(now, s.refuse)
 	if err != nil {
 		s.counters.commitErr.Add(1)
 		s.log.Warn("device refused a transaction", "requests", len(batch), "err", err)
 	}
+	if err == nil && len(s.refused) == 0 {
+		return
+	}
 	for _, c := range batch {
-		switch {
-		case err != nil:
-			c.err = err
-		case s.refused[&c.m] != nil:
+		c.err = err
+		if err == nil {
 			c.err = s.refused[&c.m]
 		}
 	}
 }
 
-// conclude applies or undoes each request of a batch and answers it. It
-// returns those that were decided anew because their external port turned
-// out to be taken.
-func (s *Server) conclude(now time.Time, batch []*Context) (again []*Context) {
+// conclude applies or undoes each request of a batch and answers it. Those that
+// were decided anew, because their external port turned out to be taken, are
+// the next batch.
+func (s *Server) conclude(now time.Time, batch []*Context) {
 	for _, c := range batch {
 		if c.err == nil {
 			s.apply(now, c)
@@ -92,13 +107,12 @@ func (s *Server) conclude(now time.Time, batch []*Context) (again []*Context) {
 			err = s.retry(now, c)
 			c.life = tries
 			if err == nil && c.op != opNone {
-				again = append(again, c)
+				s.batch = append(s.batch, c)
 				continue
 			}
 		}
 		s.finish(now, c, conflictResult(c, err))
 	}
-	return again
 }
 
 // retry decides a request once more, from the start.
@@ -124,6 +138,11 @@ func conflictResult(c *Context, err error) error {
 // apply puts a committed request into the table.
 func (s *Server) apply(now time.Time, c *Context) {
 	e := c.e
+	if c.op == opTouch {
+		e.m.Nonce = c.m.Nonce
+		e.touch(c)
+		return
+	}
 	if c.op == opDelete {
 		s.event(EventDeleted, e, now)
 		s.table.remove(e)

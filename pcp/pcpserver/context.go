@@ -55,6 +55,12 @@ type Context struct {
 	all  []pcp.Filter
 	err  error
 	life uint8 // tries left
+
+	admitted bool     // what Serve has checked on arrival is not checked again
+	late     bool     // it is put off
+	counted  bool     // it was put off after it was counted
+	first    *Context // which asks for the same and has the answer
+	w        *waiting // where it is kept in Serve
 }
 
 type operation uint8
@@ -64,6 +70,7 @@ const (
 	opCreate           // new MAP or PEER mapping
 	opRenew            // existing one, new lifetime, filters or nonce
 	opDelete           // MAP with lifetime zero
+	opTouch            // PEER that only asks, but is to be stored
 )
 
 // reset clears everything of the last request and keeps the buffers.
@@ -74,5 +81,6 @@ func (c *Context) reset() {
 		filters: c.filters[:0],
 		echo:    c.echo[:0],
 		all:     c.all[:0],
+		w:       c.w, admitted: c.admitted,
 	}
 }

@@ -26,7 +26,8 @@ type Config struct {
 	// clients draw a nonce for each request.
 	NonceSameHost bool
 	// Accept reports whether a packet came by an internal interface; nil
-	// accepts all. Others are dropped without an answer (Section 8.2).
+	// accepts all. Others are dropped without an answer (Section 8.2). Serve
+	// calls it without the server's lock, for several connections at a time.
 	Accept func(p *Packet) bool
 	// Committer commits what the devices stage; nil if they act at once.
 	Committer Committer
@@ -67,10 +68,14 @@ type Server struct {
 	mu         sync.Mutex // guards everything below, and all calls of devices
 	table      *table
 	epochStart time.Time
-	epochReset time.Time           // when state was lost; zero if never
-	pending    map[socket]struct{} // sockets with something staged
-	batch      []*Context          // contexts with something staged
+	epochReset time.Time               // when state was lost; zero if never
+	pending    map[socket]*Context     // what is staged, by its socket
+	batch      []*Context              // contexts with something staged
+	spare      []*Context              // the batch before, to be used again
+	repeats    []*Context              // that ask for what another of the batch does
+	late       map[netip.Addr]struct{} // clients with a request put off
 	refused    map[*pcp.Mapping]error
+	refuse     func(m *pcp.Mapping, err error) // notes it there
 	outbox     outbox
 	cache      map[cacheKey]Subscriber
 	scratch    []*entry
@@ -113,9 +118,10 @@ func newServer(cfg Config, now time.Time) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, table: newTable(now), epochStart: cfg.EpochStart,
-		pending: make(map[socket]struct{}), refused: make(map[*pcp.Mapping]error),
+		pending: make(map[socket]*Context), late: make(map[netip.Addr]struct{}), refused: make(map[*pcp.Mapping]error),
 		cache: make(map[cacheKey]Subscriber), behind: make(map[pcp.Key]struct{}),
 	}
+	s.refuse = func(m *pcp.Mapping, err error) { s.refused[m] = err }
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -146,52 +152,123 @@ func newServer(cfg Config, now time.Time) (*Server, error) {
 func (s *Server) RunOnce(now time.Time, c *Context) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	c.admitted, c.counted = false, false
 	s.begin(now, c)
 	s.flush(now)
 	return len(c.Reply) > 0
 }
 
 // Handle handles requests that wait together: what they change is committed
-// as one, but each keeps its own fate.
+// as one, but each keeps its own fate. Those that have to see the outcome of
+// another, as a second request for a mapping has to, are committed after it;
+// one that repeats another octet by octet gets the same answer.
 func (s *Server) Handle(now time.Time, cs []*Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range cs {
-		s.begin(now, c)
+		c.admitted, c.counted = false, false
 	}
-	s.flush(now)
+	for later := s.round(now, cs, nil); len(later) > 0; {
+		// One slice is enough: a round puts off less than it was given.
+		later = s.round(now, later, later[:0])
+	}
 }
 
+// round handles what can share one transaction. The others are appended to
+// later, in their order; of a client for whom a request is put off nothing
+// overtakes that.
+func (s *Server) round(now time.Time, cs, later []*Context) []*Context {
+	for _, c := range cs {
+		client := c.Remote.Addr()
+		if _, behind := s.late[client]; !behind {
+			if s.begin(now, c) == nil {
+				continue
+			}
+			s.late[client] = struct{}{}
+		}
+		c.Reply, c.late = c.Reply[:0], true
+		later = append(later, c)
+	}
+	s.flush(now)
+	for i, c := range s.repeats {
+		s.answerAlike(c)
+		s.repeats[i] = nil
+	}
+	s.repeats = s.repeats[:0]
+	if len(s.late) > 0 {
+		clear(s.late)
+	}
+	return later
+}
+
+// errLater: the request must see what another does that is not committed yet.
+// errRepeats: it asks for the same.
+var (
+	errLater   = errors.New("request has to wait for another")
+	errRepeats = errors.New("request repeats another")
+)
+
 // begin takes a request as far as its commit, or to its reply if it has
-// nothing to commit.
-func (s *Server) begin(now time.Time, c *Context) {
+// nothing to commit. It returns errLater if it cannot be handled yet.
+func (s *Server) begin(now time.Time, c *Context) error {
+	s.retrying = c.counted
 	c.reset()
 	if s.closed {
-		return
+		s.retrying = false
+		return nil
 	}
 	c.life = conflictTries
 	err := s.receive(now, c)
+	s.retrying = false
 	for tries := conflictTries; tries > 0 && errors.Is(err, pcp.ErrConflict); tries-- {
 		err = s.retry(now, c) // of a device that acts at once
 	}
-	if err == nil && c.op != opNone {
+	switch {
+	case err == errLater:
+		c.counted = true
+		return err
+	case err == errRepeats:
+		s.repeats = append(s.repeats, c)
+	case err == nil && c.op != opNone:
 		s.batch = append(s.batch, c)
-		return
+	default:
+		s.finish(now, c, conflictResult(c, err))
 	}
-	s.finish(now, c, conflictResult(c, err))
+	return nil
+}
+
+// answerAlike gives c the answer of the request that it repeats.
+func (s *Server) answerAlike(c *Context) {
+	c.Reply = append(c.Reply, c.first.Reply...)
+	if len(c.Reply) > 3 {
+		s.count(CountResult, c.Reply[3])
+	}
+	c.first = nil
 }
 
 // conflictTries is how often a request is decided anew because the external
 // port that the device chose turned out to be taken.
 const conflictTries = 2
 
+// admit excludes what is not answered, whatever it says. It needs no lock.
+func (s *Server) admit(p *Packet) error {
+	switch {
+	case s.cfg.Accept != nil && !s.cfg.Accept(p):
+		return s.drop(DropNotInternal)
+	case !validSource(p.Remote, p.Local.Addr()):
+		return s.drop(DropSource)
+	case len(p.Data) >= 2 && p.Data[1]&0x80 != 0:
+		return s.drop(DropResponse)
+	}
+	return nil
+}
+
 // receive does what RFC 6887, Section 8.2 lists, in its order.
 func (s *Server) receive(now time.Time, c *Context) error {
-	if s.cfg.Accept != nil && !s.cfg.Accept(&c.Packet) {
-		return s.drop(DropNotInternal)
-	}
-	if !validSource(c.Remote, c.Local.Addr()) {
-		return s.drop(DropSource)
+	if !c.admitted {
+		if err := s.admit(&c.Packet); err != nil {
+			return err
+		}
 	}
 	c.internal = c.Remote.Addr().WithZone("")
 	data := c.Data[:len(c.Data):len(c.Data)]
@@ -199,9 +276,6 @@ func (s *Server) receive(now time.Time, c *Context) error {
 	r := &c.req
 	if err := r.ParseHeader(data); err != nil {
 		if errors.Is(err, pcp.ErrDrop) {
-			if len(data) >= 2 && data[1]&0x80 != 0 {
-				return s.drop(DropResponse)
-			}
 			return s.drop(DropShort)
 		}
 		return err
@@ -210,13 +284,13 @@ func (s *Server) receive(now time.Time, c *Context) error {
 	source := c.internal
 	c.svc = s.serviceOf(source)
 	if !s.opcodeEnabled(c.svc, r.Opcode) {
-		return pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is unknown or disabled")
+		return errOpcode
 	}
 	if err := r.ParseBody(data); err != nil {
 		return err
 	}
 	if r.Client != source {
-		return pcp.NewError(pcp.ResultAddressMismatch, "client address in the header is not the packet's source")
+		return errAddressMismatch
 	}
 	if err := r.CheckOptions(); err != nil {
 		return err
@@ -238,7 +312,7 @@ func (s *Server) dispatch(now time.Time, c *Context, source netip.Addr) error {
 		return nil
 	}
 	if c.svc == nil || !c.svc.serves(c.internal) {
-		return pcp.NewError(pcp.ResultNotAuthorized, "internal address is not served here")
+		return errNotServed
 	}
 	if c.thirdParty {
 		if err := c.svc.admits(c, source); err != nil {
@@ -414,11 +488,17 @@ func (s *Server) finish(now time.Time, c *Context, err error) {
 		s.reply(c, &resp)
 		return
 	}
-	s.reply(c, &pcp.Response{
+	resp := pcp.Response{
 		Version: pcp.Version2, Opcode: c.req.Opcode, Lifetime: c.m.Lifetime, Epoch: s.epoch(now, c.sub.EpochStart),
 		Nonce: c.req.Nonce, Protocol: c.req.Protocol, InternalPort: c.req.InternalPort,
 		External: c.m.External, RemotePeer: c.req.RemotePeer,
-	})
+	}
+	if c.req.Opcode == pcp.OpcodeMap && c.req.Lifetime == 0 {
+		// Section 15.1 has the suggestion copied into every response to such a
+		// request, so also if the mapping lives on for its idle time.
+		resp.External = c.req.SuggestedExternal
+	}
+	s.reply(c, &resp)
 }
 
 // reply writes a success response. It cannot outgrow pcp.MaxPayload: its

@@ -57,6 +57,8 @@ type device struct {
 	learned   map[socket]bool
 
 	queue []staged
+	// forgetful leaves it to the server to remember what a socket has.
+	forgetful bool
 
 	// Faults, each for as long as it is set.
 	addErr, filterErr, deleteErr, commitErr error
@@ -254,7 +256,7 @@ func (d *device) add(now time.Time, m *pcp.Mapping, flags pcp.AddFlags, exact bo
 		return 0, fmt.Errorf("refresh of %v, which the device does not have", k)
 	}
 	ext, ok := d.shared(m.Protocol, m.Internal)
-	if ok && !d.firewall {
+	if ok && !d.firewall && !d.forgetful {
 		want := m.External
 		if exact && (want.Port() != 0 && want.Port() != ext.Port() || !want.Addr().IsUnspecified() && want.Addr() != ext.Addr()) {
 			return 0, pcp.NewError(pcp.ResultCannotProvideExternal, "the socket has another external port")

@@ -13,7 +13,7 @@ import (
 func (s *Server) handleMap(now time.Time, c *Context) error {
 	r := &c.req
 	if r.Protocol == pcp.ProtocolAll && r.InternalPort != 0 {
-		return pcp.NewError(pcp.ResultMalformedRequest, "all protocols but one port")
+		return errAllButOne
 	}
 	if r.Lifetime > 0 {
 		if err := c.svc.checkProtocol(r.Protocol, r.InternalPort); err != nil {
@@ -25,7 +25,9 @@ func (s *Server) handleMap(now time.Time, c *Context) error {
 		Internal: netip.AddrPortFrom(c.internal, r.InternalPort),
 	}
 	k := socketOf(&c.m)
-	s.settle(now, k)
+	if err := s.settle(c, k); err != nil {
+		return err
+	}
 	e := s.table.inbound(k)
 	if e != nil {
 		if err := s.checkNonce(now, c, e); err != nil {
@@ -36,7 +38,7 @@ func (s *Server) handleMap(now time.Time, c *Context) error {
 		return s.deleteMap(now, c, e, k)
 	}
 	if c.preferFailure && r.SuggestedExternal.Port() == 0 {
-		return pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE without a suggested port")
+		return errNoPortSuggested
 	}
 	if e != nil && !e.suspended {
 		return s.renewMap(now, c, e)
@@ -47,22 +49,21 @@ func (s *Server) handleMap(now time.Time, c *Context) error {
 // checkProtocol implements the table of Section 11.1: what is not served
 // entirely is UNSUPP_PROTOCOL.
 func (s *service) checkProtocol(p pcp.Protocol, port uint16) error {
-	bad := pcp.NewError(pcp.ResultUnsuppProtocol, "protocol or wildcard is not enabled")
 	switch {
 	case p == pcp.ProtocolAll:
 		if s.Flags&FlagOneOne == 0 {
-			return bad
+			return errProtocol
 		}
 		return nil
 	case p != pcp.ProtocolTCP && p != pcp.ProtocolUDP && s.Flags&FlagOtherProto == 0:
-		return bad
+		return errProtocol
 	case p == pcp.ProtocolICMP && s.Flags&FlagMapInt == 0,
 		p == pcp.ProtocolICMPv6 && s.Flags&FlagMapInt != 0:
-		return bad
+		return errProtocol
 	case p.HasPorts() && port == 0 && s.Flags&FlagPort0 == 0:
-		return bad
+		return errProtocol
 	case !p.HasPorts() && port != 0: // it has no ports that could be mapped
-		return bad
+		return errProtocol
 	}
 	return nil
 }
@@ -83,7 +84,7 @@ func (s *Server) checkNonce(now time.Time, c *Context, e *entry) error {
 // deleteMap handles lifetime zero (Section 15.1).
 func (s *Server) deleteMap(now time.Time, c *Context, e *entry, k socket) error {
 	if c.preferFailure || c.hasFilters() {
-		return pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE or FILTER in a deletion")
+		return errDeletionOption
 	}
 	if e == nil {
 		if s.table.peers[k] != nil {
@@ -91,7 +92,7 @@ func (s *Server) deleteMap(now time.Time, c *Context, e *entry, k socket) error 
 				c.m.External = c.req.SuggestedExternal
 				return nil
 			}
-			return pcp.NewError(pcp.ResultNotAuthorized, "MAP cannot delete an outbound mapping")
+			return errDeletesOutbound
 		}
 		// The device may know a static one and refuse; else there is
 		// nothing, which is a success so that retransmissions get the same
@@ -132,7 +133,7 @@ func (s *Server) idleFloor(now time.Time, e *entry) time.Duration {
 // external address and port whatever is suggested.
 func (s *Server) renewMap(now time.Time, c *Context, e *entry) error {
 	if c.preferFailure && !suggests(c.req.SuggestedExternal, e.m.External) {
-		return pcp.NewError(pcp.ResultCannotProvideExternal, "mapping exists with another external address or port")
+		return errOtherExists
 	}
 	life := s.clamp(c.req.Lifetime)
 	if left := ceilSecond(e.expires.Sub(now)); life < left {
@@ -157,7 +158,7 @@ func (s *Server) stageRenew(now time.Time, c *Context, e *entry, life time.Durat
 	c.m.External, c.m.Filters, c.m.Lifetime = e.m.External, e.m.Filters, life
 	changed := c.effectiveFilters(e.m.Filters)
 	if len(c.all) > c.svc.MaxFilters {
-		return pcp.NewError(pcp.ResultExcessiveRemotePeers, "too many filters")
+		return errTooManyFilters
 	}
 	if _, err := c.svc.Device.AddMapping(now, &c.m, pcp.AddRefresh); err != nil {
 		s.abort(&c.m)
@@ -205,12 +206,12 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 	var over error
 	if e != nil {
 		had = e.m.Filters
-	} else if over = s.checkQuota(now, c); over != nil && s.cfg.Committer == nil {
+	} else if over = s.checkQuota(c); over != nil && (over == errLater || s.cfg.Committer == nil) {
 		return over
 	}
 	c.effectiveFilters(had)
 	if len(c.all) > c.svc.MaxFilters {
-		return pcp.NewError(pcp.ResultExcessiveRemotePeers, "too many filters")
+		return errTooManyFilters
 	}
 	c.m.Lifetime = s.clamp(c.req.Lifetime)
 	var flags pcp.AddFlags
@@ -254,8 +255,8 @@ func (c *Context) suggest() error {
 	a, port := c.req.SuggestedExternal.Addr(), c.req.SuggestedExternal.Port()
 	exact := c.preferFailure || c.req.Opcode == pcp.OpcodePeer
 	if is4 := c.svc.Flags&FlagMapExt != 0; a.Is4() != is4 {
-		if c.preferFailure && !a.IsUnspecified() {
-			return pcp.NewError(pcp.ResultCannotProvideExternal, "suggested address is of the wrong family")
+		if exact && !a.IsUnspecified() {
+			return errWrongFamily
 		}
 		if a = netip.IPv6Unspecified(); is4 {
 			a = netip.IPv4Unspecified()
@@ -264,16 +265,16 @@ func (c *Context) suggest() error {
 	if c.svc.Flags&FlagFirewall != 0 {
 		switch {
 		case ownPort(c.req.Protocol, c.m.Internal.Port()):
-			return pcp.NewError(pcp.ResultNotAuthorized, "UDP ports 5350 and 5351 are not mapped")
+			return errOwnPort
 		case exact && !suggests(netip.AddrPortFrom(a, port), c.m.Internal):
-			return pcp.NewError(pcp.ResultCannotProvideExternal, "a firewall's external address and port are the internal ones")
+			return errNotIdentity
 		}
 		c.m.External = c.m.Internal
 		return nil
 	}
 	if ownPort(c.req.Protocol, port) {
 		if exact {
-			return pcp.NewError(pcp.ResultCannotProvideExternal, "UDP ports 5350 and 5351 are not mapped")
+			return errOwnPortSuggested
 		}
 		port = 0
 	}
@@ -285,22 +286,32 @@ func (c *Context) suggest() error {
 // already: a socket has one external address and port (Sections 11.3 and 12.3).
 // exact refuses to give another than suggested.
 func (s *Server) share(c *Context, exact bool) error {
-	if c.svc.Flags&FlagFirewall != 0 {
+	shared := s.sharing(c)
+	if !shared.IsValid() {
 		return nil
+	}
+	if exact && !suggests(c.m.External, shared) {
+		return errOtherExternal
+	}
+	c.m.External = shared
+	return nil
+}
+
+// sharing returns the external address and port of the internal socket of c.m,
+// or the zero AddrPort if it has none yet, or needs none.
+func (s *Server) sharing(c *Context) netip.AddrPort {
+	if c.svc.Flags&FlagFirewall != 0 {
+		return netip.AddrPort{}
 	}
 	k := socketOf(&c.m)
-	sharing := s.table.inbound(k)
-	for o := s.table.peers[k]; o != nil && (sharing == nil || sharing.suspended); o = o.sibling {
-		sharing = o
+	e := s.table.inbound(k)
+	for o := s.table.peers[k]; o != nil && (e == nil || e.suspended); o = o.sibling {
+		e = o
 	}
-	if sharing == nil || sharing.suspended {
-		return nil
+	if e == nil || e.suspended {
+		return netip.AddrPort{}
 	}
-	if exact && !suggests(c.m.External, sharing.m.External) {
-		return pcp.NewError(pcp.ResultCannotProvideExternal, "the internal port is mapped to another external address and port")
-	}
-	c.m.External = sharing.m.External
-	return nil
+	return e.m.External
 }
 
 func ownPort(p pcp.Protocol, port uint16) bool {
@@ -309,18 +320,15 @@ func ownPort(p pcp.Protocol, port uint16) bool {
 
 // checkQuota refuses one mapping too many. A static one is exempt, but only the
 // device knows it (notOurs).
-func (s *Server) checkQuota(now time.Time, c *Context) error {
+func (s *Server) checkQuota(c *Context) error {
 	if s.cfg.Quota <= 0 || s.mappingsOf(c) < s.cfg.Quota {
 		return nil
 	}
 	// The subscriber's deletions that wait for the commit make room.
 	if slices.ContainsFunc(s.batch, func(b *Context) bool { return b.op == opDelete && b.e.sub.id == c.sub.ID }) {
-		s.flush(now)
-		if s.mappingsOf(c) < s.cfg.Quota {
-			return nil
-		}
+		return errLater
 	}
-	return pcp.NewError(pcp.ResultUserExQuota, "subscriber has all the mappings it may have")
+	return errQuota
 }
 
 func (s *Server) mappingsOf(c *Context) int {

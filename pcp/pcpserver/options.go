@@ -25,7 +25,7 @@ func (s *Server) readOptions(c *Context, source netip.Addr) error {
 			err = readFilter(c, o)
 		default:
 			if o.Code.Mandatory() {
-				err = pcp.NewError(pcp.ResultUnsuppOption, "mandatory option is not supported")
+				err = errOption
 			}
 			if err == nil {
 				continue
@@ -59,14 +59,14 @@ func (s *Server) addressed(c *Context, source netip.Addr) *service {
 // readThirdParty implements RFC 6887, Section 13.1.
 func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) error {
 	if c.req.Opcode == pcp.OpcodeAnnounce {
-		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY is not for this opcode")
+		return errThirdPartyOpcode
 	}
 	svc := c.svc
 	if svc == nil || !svc.permitsThirdParty(source) {
-		return pcp.NewError(pcp.ResultUnsuppOption, "THIRD_PARTY is not permitted")
+		return errThirdParty
 	}
 	if c.thirdParty {
-		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY twice")
+		return errThirdPartyTwice
 	}
 	a, err := o.ThirdParty()
 	if err != nil {
@@ -77,13 +77,13 @@ func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) err
 	}
 	switch {
 	case a == source:
-		return pcp.NewError(pcp.ResultMalformedRequest, "THIRD_PARTY names the client itself")
+		return errThirdPartySelf
 	case a.IsUnspecified() != (svc.Flags&FlagThirdPartyAO != 0):
-		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not usable")
+		return errThirdPartyAddress
 	case a.IsMulticast(), a.IsLoopback(), a == broadcast, a == c.Local.Addr().WithZone(""):
-		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not another host's")
+		return errThirdPartyHost
 	case a.Is4() != (svc.Flags&FlagMapInt != 0):
-		return pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is of the wrong family")
+		return errThirdPartyFamily
 	}
 	c.thirdParty, c.internal = true, a
 	return nil
@@ -93,14 +93,14 @@ func (s *Server) readThirdParty(c *Context, o pcp.Option, source netip.Addr) err
 // the client's own: the two need not permit the same.
 func (s *service) admits(c *Context, source netip.Addr) error {
 	if !s.Opcodes.has(c.req.Opcode) {
-		return pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is disabled for the third party")
+		return errThirdPartyService
 	}
 	if !s.permitsThirdParty(source) {
-		return pcp.NewError(pcp.ResultUnsuppOption, "THIRD_PARTY is not permitted for that address")
+		return errThirdPartyClient
 	}
 	for _, f := range c.filters {
 		if f.Peers.Addr().Is4() != (s.Flags&FlagMapDst != 0) {
-			return pcp.NewError(pcp.ResultMalformedOption, "FILTER is of the wrong address family")
+			return errFilterFamily
 		}
 	}
 	return nil
@@ -126,10 +126,10 @@ func (s *service) permitsThirdParty(source netip.Addr) bool {
 // readPreferFailure implements the parse of RFC 6887, Section 13.2.
 func readPreferFailure(c *Context, o pcp.Option) error {
 	if c.req.Opcode != pcp.OpcodeMap {
-		return pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE is for MAP only")
+		return errPreferFailureOpcode
 	}
 	if c.preferFailure {
-		return pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE twice")
+		return errPreferFailureTwice
 	}
 	c.preferFailure = true
 	return o.PreferFailure()
@@ -139,7 +139,7 @@ func readPreferFailure(c *Context, o pcp.Option) error {
 // their order, and one with prefix length zero forgets those before it.
 func readFilter(c *Context, o pcp.Option) error {
 	if c.req.Opcode != pcp.OpcodeMap {
-		return pcp.NewError(pcp.ResultMalformedOption, "FILTER is for MAP only")
+		return errFilterOpcode
 	}
 	f, drop, err := o.Filter()
 	if err != nil {
@@ -150,7 +150,7 @@ func readFilter(c *Context, o pcp.Option) error {
 		return nil
 	}
 	if c.svc != nil && f.Peers.Addr().Is4() != (c.svc.Flags&FlagMapDst != 0) {
-		return pcp.NewError(pcp.ResultMalformedOption, "FILTER is of the wrong address family")
+		return errFilterFamily
 	}
 	if !slices.Contains(c.filters, f) {
 		c.filters = append(c.filters, f)

@@ -87,9 +87,9 @@ func TestB24_AntiTheftFloor(t *testing.T) {
 	r := s.ok(request{iport: 80, lifetime: 120}) // shorter
 	r.wantLife(t, 270)
 	s.compare()
-	r = s.ok(request{iport: 80}) // deletion
+	r = s.ok(request{iport: 80, eport: 4321, eaddr: remote}) // deletion
 	r.wantLife(t, 270)
-	r.wantExternal(t, external1+":1024")
+	r.wantExternal(t, remote+":4321") // B-20: the suggestion, in every response to lifetime zero
 	s.compare()
 	s.ok(request{iport: 80}).wantLife(t, 270) // a retransmission does not add to it
 	s.now = s.now.Add(100 * time.Second)

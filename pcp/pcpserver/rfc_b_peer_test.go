@@ -4,6 +4,7 @@ package pcpserver_test
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -122,6 +123,86 @@ func TestB41c_ImplicitFlowExists(t *testing.T) {
 	s.compare()
 }
 
+// B-41c: also if the socket has an explicit mapping, by which the flow has its
+// external address, and the suggestion is another.
+func TestB41c_ImplicitFlowOfMappedSocket(t *testing.T) {
+	s := newServer(t)
+	s.ok(request{proto: tcp, iport: 5000, eport: 6000, eaddr: external2, lifetime: 600})
+	r := peer(5000, 600)
+	r.eaddr, r.eport = external1, 1111
+	s.refused(r, pcp.ResultCannotProvideExternal) // there is no flow
+	s.nat.flows[outbound(tcp, client, 5000, remote, 443)] = netip.MustParseAddrPort(external2 + ":6000")
+	s.ok(r).wantExternal(t, external2+":6000")
+	s.compare()
+}
+
+// B-41, first check: the host itself and the router are no remote peers, but
+// the device's own external addresses are: what is sent there comes back in.
+func TestB41_OwnAddressesAsPeers(t *testing.T) {
+	s := newServer(t, flags(pcpserver.FlagThirdParty))
+	for _, tc := range []struct {
+		name, peer string
+		opts       []byte
+		want       pcp.ResultCode
+	}{
+		{"the client", client, nil, pcp.ResultMalformedRequest},
+		{"the router", router, nil, pcp.ResultMalformedRequest},
+		{"the third party", neighbour, thirdParty(neighbour), pcp.ResultMalformedRequest},
+		{"a neighbour", neighbour, nil, pcp.ResultSuccess},
+		{"an external address", external1, nil, pcp.ResultSuccess},
+	} {
+		r := peer(5000, 600)
+		r.raddr, r.opts = tc.peer, tc.opts
+		if got := s.do(r); got.result() != tc.want {
+			t.Errorf("%s as the peer: %v, want %v", tc.name, got.result(), tc.want)
+		}
+	}
+	// A client may ask at an external address.
+	s.local = netip.MustParseAddrPort(external1 + ":5351")
+	r := peer(5001, 600)
+	r.raddr = external1
+	s.ok(r)
+	s.compare()
+}
+
+// B-42: what a query changes is stored like all else: the nonce that it brings
+// and where mapping updates go. It does not lengthen a life, however often.
+func TestB42_QueryIsStored(t *testing.T) {
+	store := &memory{records: map[pcp.Key]pcpserver.Record{}}
+	s := newServer(t, func(u *setup) { u.cfg.Store, u.cfg.NonceSameHost = store, true })
+	s.ok(peer(5000, 600))
+	k := outbound(tcp, client, 5000, remote, 443)
+	expires := store.records[k].Expires
+	r := peer(5000, 1)
+	r.nonce = 0x51
+	for i := range 20 {
+		s.now = s.now.Add(300*time.Millisecond + 1)
+		r.nonce++
+		from := netip.AddrPortFrom(netip.MustParseAddr(client), uint16(41000+i))
+		s.packet(from, s.local, r.bytes()).want(t, pcp.ResultSuccess)
+		got := store.records[k]
+		if got.Mapping.Nonce[0] != r.nonce || got.Client != from || !got.Expires.Equal(expires) {
+			t.Fatalf("query %d: stored are nonce %v, client %v, end %v; want %x, %v, %v", i, got.Mapping.Nonce, got.Client, got.Expires, r.nonce, from, expires)
+		}
+		commits := store.commits
+		s.packet(from, s.local, r.bytes()).want(t, pcp.ResultSuccess)
+		if store.commits != commits {
+			t.Fatal("a query that changes nothing was stored")
+		}
+	}
+	s.compare()
+	before := s.state()
+	store.err = errors.New("no space left on device")
+	r.nonce++
+	s.do(r).want(t, pcp.ResultNoResources)
+	if after := s.state(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	if i, ok := s.Mapping(s.now, k); !ok || i.Mapping.Nonce[0] != r.nonce-1 || i.Client.Port() != 41019 {
+		t.Errorf("the server has %+v", i)
+	}
+}
+
 // B-41d, B-42: a known one is renewed by its nonce, only ever longer.
 func TestB42_Renewal(t *testing.T) {
 	s := newServer(t)
@@ -209,12 +290,18 @@ func TestB47_DeviceIsTold(t *testing.T) {
 	if asked != netip.MustParseAddrPort(external2+":6000") {
 		t.Errorf("the device is asked for %v, want %s:6000", asked, external2)
 	}
-	asked = netip.AddrPort{}
-	r := peer(5000, 600)
-	r.rport, r.eport = 444, 7000
-	s.refused(r, pcp.ResultCannotProvideExternal)
-	if asked.IsValid() {
-		t.Errorf("the device is asked for %v", asked)
+	// A device that would grant another is taken at its word by nobody.
+	for _, stages := range []bool{true, false} {
+		s = newServer(t, func(u *setup) {
+			if u.nat.stages = stages; !stages {
+				u.cfg.Committer = nil
+			}
+		})
+		s.ok(request{proto: tcp, iport: 5000, eport: 6000, eaddr: external2, lifetime: 300})
+		s.nat.forgetful = true
+		r := peer(5000, 600)
+		r.rport, r.eport = 444, 7000
+		s.refused(r, pcp.ResultCannotProvideExternal)
 	}
 }
 

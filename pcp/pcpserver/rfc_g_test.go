@@ -57,11 +57,14 @@ func TestG8_AnnounceErrors(t *testing.T) {
 	s.refused(request{op: opPing, opts: option(77)}, pcp.ResultUnsuppOption).wantLife(t, 1800)
 }
 
-// G-11 for PEER: a suggestion of the other family is no hint there either.
+// G-11 is about MAP. For PEER a suggestion that cannot be granted is an error
+// (B-41b), and one of the other family cannot be.
 func TestG11_PeerSuggestionOfOtherFamily(t *testing.T) {
 	s := newServer(t)
 	r := peer(5000, 600)
 	r.eaddr, r.eport = remote6, 6000
+	s.refused(r, pcp.ResultCannotProvideExternal)
+	r.eaddr = any6 // suggests no address
 	s.ok(r).wantExternal(t, external1+":6000")
 	s.compare()
 }

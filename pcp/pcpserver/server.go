@@ -29,8 +29,8 @@ type batchSender interface {
 }
 
 const (
-	// batchSize bounds how many requests share one transaction.
-	batchSize = 64
+	// receiveBatch bounds how many requests one call receives.
+	receiveBatch = 64
 	// receiveSize is larger than pcp.MaxPayload so that an oversize request
 	// can be recognised (RFC 6887, Section 8.2).
 	receiveSize = 2048
@@ -41,23 +41,32 @@ const (
 // expired, and sends announcements and updates. clock gives the time for
 // everything; time.Now will do where the clock does not step. The conns are
 // closed when Serve returns; its error is nil if ctx ended it.
+//
+// Requests that wait share a transaction; one that waits alone waits for no
+// other. If more wait than one transaction takes, clients, told apart by source
+// address, have their turns; who has too many waiting loses the newest, which is
+// counted as DropQueue.
 func (s *Server) Serve(ctx context.Context, clock func() time.Time, conns ...PacketConn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer s.borrow(conns)()
-	var wg sync.WaitGroup
+	q, ended := newQueues(), make(chan struct{})
+	var readers, worker sync.WaitGroup
 	for _, c := range conns {
-		wg.Go(func() {
-			if err := s.read(clock, c); err != nil && !errors.Is(err, net.ErrClosed) {
+		readers.Go(func() {
+			if err := s.read(q, c); !errors.Is(err, net.ErrClosed) {
 				cancel(err)
 			}
 		})
 	}
+	worker.Go(func() { s.work(q, ended, clock, conns) })
 	s.tick(ctx, clock)
 	for _, c := range conns {
 		c.Close()
 	}
-	wg.Wait()
+	readers.Wait()
+	close(ended)
+	worker.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
@@ -80,16 +89,13 @@ func (s *Server) borrow(conns []PacketConn) (giveBack func()) {
 	}
 }
 
-// read answers the requests of one connection. Those that wait together are
-// handled together; one that waits alone is not kept waiting for others.
-func (s *Server) read(clock func() time.Time, conn PacketConn) error {
-	ps := make([]Packet, batchSize)
-	bufs := make([][]byte, batchSize)
-	cs := make([]*Context, batchSize)
-	replies := make([]Packet, 0, batchSize)
-	for i := range ps {
+// read lets the requests of one connection wait for the worker, until the
+// connection fails or is closed. What nobody answers does not wait.
+func (s *Server) read(q *queues, conn PacketConn) error {
+	ps := make([]Packet, receiveBatch)
+	bufs := make([][]byte, receiveBatch)
+	for i := range bufs {
 		bufs[i] = make([]byte, receiveSize)
-		cs[i] = new(Context)
 	}
 	for {
 		for i := range ps {
@@ -99,18 +105,82 @@ func (s *Server) read(clock func() time.Time, conn PacketConn) error {
 		if err != nil {
 			return err
 		}
+		admitted := 0
 		for i := range n {
-			cs[i].Packet = ps[i]
-		}
-		s.Handle(clock(), cs[:n])
-		replies = replies[:0]
-		for _, c := range cs[:n] {
-			if len(c.Reply) > 0 {
-				replies = append(replies, Packet{Data: c.Reply, Remote: c.Remote, Local: c.Local, IfIndex: c.IfIndex, Tag: c.Tag})
+			if s.admit(&ps[i]) == nil {
+				ps[admitted] = ps[i]
+				admitted++
 			}
 		}
-		s.send(conn, replies)
+		if refused := q.put(conn, ps[:admitted]); refused > 0 {
+			s.counters.drop[DropQueue].Add(uint64(refused))
+		}
 	}
+}
+
+// work answers what waits until ended is closed.
+func (s *Server) work(q *queues, ended <-chan struct{}, clock func() time.Time, conns []PacketConn) {
+	b := &batch{ws: make([]*waiting, 0, batchSize)}
+	for {
+		select {
+		case <-ended:
+			return
+		case <-q.wake:
+		}
+		for b.ws = q.take(b.ws); len(b.ws) > 0; b.ws = q.take(b.ws) {
+			s.answer(q, b, clock(), conns)
+			select {
+			case <-ended:
+				return
+			default:
+			}
+		}
+	}
+}
+
+// batch is the worker's room for requests that are handled together.
+type batch struct {
+	ws      []*waiting
+	cs      []*Context // as many as ws had at most
+	later   []*Context
+	done    []*waiting
+	putOff  []*waiting
+	replies []Packet
+}
+
+// answer handles b.ws together and sends the replies. What has to see the
+// outcome of another request is put off: it is in the next batch.
+func (s *Server) answer(q *queues, b *batch, now time.Time, conns []PacketConn) {
+	for len(b.cs) < len(b.ws) {
+		b.cs = append(b.cs, new(Context))
+	}
+	cs := b.cs[:len(b.ws)]
+	for i, w := range b.ws {
+		cs[i].Packet, cs[i].w, cs[i].admitted, cs[i].counted, cs[i].late = w.p, w, true, w.counted, false
+	}
+	s.mu.Lock()
+	b.later = s.round(now, cs, b.later[:0])
+	s.mu.Unlock()
+	b.done, b.putOff = b.done[:0], b.putOff[:0]
+	for _, c := range b.later {
+		c.w.counted = c.counted
+		b.putOff = append(b.putOff, c.w)
+	}
+	for _, conn := range conns {
+		b.replies = b.replies[:0]
+		for _, c := range cs {
+			if c.w.conn == conn && len(c.Reply) > 0 {
+				b.replies = append(b.replies, Packet{Data: c.Reply, Remote: c.Remote, Local: c.Local, IfIndex: c.IfIndex, Tag: c.Tag})
+			}
+		}
+		s.send(conn, b.replies)
+	}
+	for _, c := range cs {
+		if !c.late {
+			b.done = append(b.done, c.w)
+		}
+	}
+	q.giveBack(b.done, b.putOff)
 }
 
 // send ignores errors but for a debug line: a client that cannot be reached

@@ -25,12 +25,13 @@ const (
 	DropShort                         // shorter than its version's header
 	DropResponse                      // R bit set
 	DropSubscriber                    // the directory said to ignore it
+	DropQueue                         // its client has too many waiting in Serve
 	numDropReasons
 )
 
 // String returns the reason as a label, for example "not_internal".
 func (d DropReason) String() string {
-	if names := [...]string{"not_internal", "source", "short", "response", "subscriber"}; int(d) < len(names) {
+	if names := [...]string{"not_internal", "source", "short", "response", "subscriber", "queue"}; int(d) < len(names) {
 		return names[d]
 	}
 	return "drop(" + strconv.Itoa(int(d)) + ")"

@@ -50,12 +50,13 @@ func TestStatsNameEveryKnownOption(t *testing.T) {
 // Values without a name are written, not a reason to die.
 func TestUnknownNames(t *testing.T) {
 	for got, want := range map[string]string{
-		pcpserver.EventMoved.String():           "moved",
-		pcpserver.EventKind(5).String():         "event(5)",
-		pcpserver.EventKind(255).String():       "event(255)",
-		pcpserver.DropSubscriber.String():       "subscriber",
-		pcpserver.DropReason(255).String():      "drop(255)",
-		(pcpserver.DropSubscriber + 1).String(): "drop(5)",
+		pcpserver.EventMoved.String():      "moved",
+		pcpserver.EventKind(5).String():    "event(5)",
+		pcpserver.EventKind(255).String():  "event(255)",
+		pcpserver.DropSubscriber.String():  "subscriber",
+		pcpserver.DropReason(255).String(): "drop(255)",
+		pcpserver.DropQueue.String():       "queue",
+		(pcpserver.DropQueue + 1).String(): "drop(6)",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)

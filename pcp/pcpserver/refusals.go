@@ -1,0 +1,40 @@
+package pcpserver
+
+import "pcpd/pcp"
+
+// What is refused is refused with the same error each time, so that strangers'
+// bytes do not make the server allocate. They never change.
+var (
+	errOpcode              = pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is unknown or disabled")
+	errAddressMismatch     = pcp.NewError(pcp.ResultAddressMismatch, "client address in the header is not the packet's source")
+	errNotServed           = pcp.NewError(pcp.ResultNotAuthorized, "internal address is not served here")
+	errAllButOne           = pcp.NewError(pcp.ResultMalformedRequest, "all protocols but one port")
+	errNoPortSuggested     = pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE without a suggested port")
+	errProtocol            = pcp.NewError(pcp.ResultUnsuppProtocol, "protocol or wildcard is not enabled")
+	errDeletionOption      = pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE or FILTER in a deletion")
+	errDeletesOutbound     = pcp.NewError(pcp.ResultNotAuthorized, "MAP cannot delete an outbound mapping")
+	errOtherExists         = pcp.NewError(pcp.ResultCannotProvideExternal, "mapping exists with another external address or port")
+	errTooManyFilters      = pcp.NewError(pcp.ResultExcessiveRemotePeers, "too many filters")
+	errOwnPort             = pcp.NewError(pcp.ResultNotAuthorized, "UDP ports 5350 and 5351 are not mapped")
+	errNotIdentity         = pcp.NewError(pcp.ResultCannotProvideExternal, "a firewall's external address and port are the internal ones")
+	errOwnPortSuggested    = pcp.NewError(pcp.ResultCannotProvideExternal, "UDP ports 5350 and 5351 are not mapped")
+	errQuota               = pcp.NewError(pcp.ResultUserExQuota, "subscriber has all the mappings it may have")
+	errOption              = pcp.NewError(pcp.ResultUnsuppOption, "mandatory option is not supported")
+	errThirdPartyOpcode    = pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY is not for this opcode")
+	errThirdParty          = pcp.NewError(pcp.ResultUnsuppOption, "THIRD_PARTY is not permitted")
+	errThirdPartyTwice     = pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY twice")
+	errThirdPartySelf      = pcp.NewError(pcp.ResultMalformedRequest, "THIRD_PARTY names the client itself")
+	errThirdPartyAddress   = pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not usable")
+	errThirdPartyHost      = pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is not another host's")
+	errThirdPartyFamily    = pcp.NewError(pcp.ResultMalformedOption, "THIRD_PARTY address is of the wrong family")
+	errThirdPartyService   = pcp.NewError(pcp.ResultUnsuppOpcode, "opcode is disabled for the third party")
+	errThirdPartyClient    = pcp.NewError(pcp.ResultUnsuppOption, "THIRD_PARTY is not permitted for that address")
+	errFilterFamily        = pcp.NewError(pcp.ResultMalformedOption, "FILTER is of the wrong address family")
+	errPreferFailureOpcode = pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE is for MAP only")
+	errPreferFailureTwice  = pcp.NewError(pcp.ResultMalformedOption, "PREFER_FAILURE twice")
+	errFilterOpcode        = pcp.NewError(pcp.ResultMalformedOption, "FILTER is for MAP only")
+	errPeerPort            = pcp.NewError(pcp.ResultMalformedRequest, "PEER needs one protocol and its internal port")
+	errRemotePeer          = pcp.NewError(pcp.ResultMalformedRequest, "remote peer is no address and port that traffic could go to")
+	errWrongFamily         = pcp.NewError(pcp.ResultCannotProvideExternal, "suggested address is of the wrong family")
+	errOtherExternal       = pcp.NewError(pcp.ResultCannotProvideExternal, "the internal port is mapped to another external address and port")
+)
