@@ -7,6 +7,8 @@
 // A packet through the router meets these base chains; none has a policy other
 // than accept. nat adds its own at prerouting -100 and postrouting 100.
 //
+//	prerouting -300   untracked-in    of PCP itself, while StageUntrack says so: not
+//	output     -300   untracked-out   for conntrack
 //	prerouting -150   prerouting   ct mark & BIT: marked; no established flow: new4, new6
 //	     |                           newN   is it to or from a pin, or of a PEER mapping?
 //	     |                                  then mark packet and flow, note the socket in usedN

@@ -153,6 +153,7 @@ func buildFirewall(b *Builder) {
 		b.Elements(SetInternal, nft.Elem{Key: nft.InterfaceName(name)})
 	}
 	buildChains(b)
+	buildUntracked(b)
 	for _, f := range families(c) {
 		buildSets(b, &f)
 		buildOutbound(b, &f)
