@@ -17,6 +17,7 @@ import (
 // source is the running daemon as the control socket shows it.
 type source struct {
 	server  *pcpserver.Server
+	flows   func() map[string]uint64 // counters of conntrack
 	now     func() time.Time
 	started time.Time
 	examine func() []control.Finding
@@ -45,7 +46,7 @@ func (s *source) Stats() control.Stats {
 	st := s.server.Stats(s.now())
 	other := make(map[string]uint64)
 	for name, n := range map[string]uint64{
-		"subscribers": uint64(st.Subscriber), "expired": st.Expired, "commits": st.Commits,
+		"subscribers": uint64(st.Subscriber), "subscribers_cached": uint64(s.server.Cached()), "expired": st.Expired, "commits": st.Commits,
 		"commit_errors": st.CommitErr, "store_errors": st.StoreErr,
 		"mapping_updates": st.Updates, "announcements": st.Announces,
 	} {
@@ -57,6 +58,7 @@ func (s *source) Stats() control.Stats {
 		Version: version(), Started: s.started, Epoch: st.Epoch, Mappings: st.Mappings,
 		Counters: map[string]map[string]uint64{
 			"operation": st.Operations, "result": st.Results, "option": st.Options, "dropped": st.Drops, "server": other,
+			"conntrack": s.flows(),
 		},
 	}
 }

@@ -101,7 +101,7 @@ func tableConfig(c *config, flows *ct.Conn, log *slog.Logger) firewall.Config {
 
 // service binds one mode to its device.
 func service(c *config, m mode, device pcpserver.Mapper) pcpserver.Service {
-	flags := pcpserver.FlagAnnounce | pcpserver.FlagUpdate
+	flags := pcpserver.FlagAnnounce | pcpserver.FlagUpdate | pcpserver.FlagCache
 	for flag, on := range map[pcpserver.Flags]bool{
 		pcpserver.FlagOtherProto: c.otherProtocols,
 		pcpserver.FlagPort0:      c.wildcard,

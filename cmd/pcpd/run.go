@@ -33,6 +33,7 @@ type daemon struct {
 	machine machine
 	path    *dataPath
 	server  *pcpserver.Server
+	flows   *flowWatch
 	control *control.Server
 
 	// outside follows the external addresses, networks is what it knows of
@@ -149,8 +150,9 @@ func (d *daemon) start() error {
 	if err != nil {
 		return err
 	}
+	d.flows = newFlowWatch(d)
 	d.control = control.NewServer(control.Config{
-		Source: &source{server: d.server, now: d.clock.now, started: d.started,
+		Source: &source{server: d.server, flows: d.flows.counters, now: d.clock.now, started: d.started,
 			examine: func() []control.Finding { return append(d.machine.examine(d.cfg), st.examine()...) }},
 		Logger: d.log,
 	})
@@ -172,6 +174,7 @@ func (d *daemon) serverConfig(st *state) pcpserver.Config {
 		NonceSameHost: d.cfg.nonceSameHost,
 		Accept:        d.accept,
 		Authorizer:    d,
+		Directory:     d,
 		Committer:     d.path.table,
 		OnEvent:       d.event,
 		Logger:        d.log,
@@ -310,6 +313,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 	part(func() error { return d.control.Serve(ctx, listener) })
 	part(func() error { return d.server.Serve(ctx, d.clock.now, conns...) })
 	parts.Go(func() { d.hangups(ctx) })
+	parts.Go(func() { d.flows.run(ctx) })
 
 	d.log.Info("pcpd serves", "version", version(), "internal", d.cfg.internal, "external", d.cfg.external)
 	d.notify("READY=1")
