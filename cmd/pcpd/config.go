@@ -69,10 +69,17 @@ func (p *problems) applyConfig(f *pflag.FlagSet, file string, text []byte) {
 	known := len(p.errs)
 	words := make(map[string][]string)
 	origin := make(map[string]string)
+	var pools, inPool []int // the lines of [[pool]], and of [pool.x] and the like
 	for _, key := range keys {
 		at := fmt.Sprintf("%s:%d", file, key.line)
 		flag := f.Lookup(key.name)
 		switch {
+		case isPool(key.name):
+			if key.nested {
+				inPool = append(inPool, key.line)
+			} else {
+				pools = append(pools, key.line)
+			}
 		case slices.Contains(commandLineOnly, key.name):
 			p.add("%s: %q may stand on the command line only", at, key.name)
 		case flag == nil || key.nested:
@@ -85,6 +92,12 @@ func (p *problems) applyConfig(f *pflag.FlagSet, file string, text []byte) {
 				origin[key.name] = at
 			}
 		}
+	}
+	if value, exists := values["pool"]; exists {
+		if len(pools) == 0 {
+			pools = inPool
+		}
+		p.readPools(file, text, value, pools)
 	}
 	if len(p.errs) > known {
 		return
@@ -150,7 +163,7 @@ func formOf(flag *pflag.Flag) form {
 		return form{integer: true, text: true, list: true, want: "an integer, a string or an array of those"}
 	case kind == "stringArray", flag.Name == "third-party":
 		return form{text: true, list: true, want: "a string or an array of strings"}
-	case strings.HasSuffix(flag.Name, "-lifetime"):
+	case strings.HasSuffix(flag.Name, "-lifetime"), flag.Name == "block-idle", flag.Name == "quarantine":
 		return form{text: true, want: `a string such as "120s"`}
 	default:
 		return form{text: true, want: "a string"}
@@ -279,3 +292,7 @@ func (p *problems) located(format string, args []any) string {
 
 // escaped makes of a text the format that writes it.
 func escaped(s string) string { return strings.ReplaceAll(s, "%", "%%") }
+
+// isPool reports whether a key is pool or inside one. They are read by
+// readPools.
+func isPool(name string) bool { return name == "pool" || strings.HasPrefix(name, "pool.") }

@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"pcpd/internal/ct"
+	"pcpd/nat"
 )
 
 // parseFile parses a command line with a configuration file. In errors and
@@ -56,10 +59,19 @@ durability = "relaxed"
 on-exit = "remove"
 control = "/run/c"
 log-level = "debug"
+untranslated = "198.18.0.0/15"
+exhausted-code = 13
+quarantine = "2m30s"
+nat-log = ["syslog=tcp://log.example", "ipfix=udp://192.0.2.9"]
 `, "", "--internal lan0 lan1 lan2 --external wan0 --mode nat444=192.168.1.0/24,10.1.2.3 --mode fw4=198.51.100.0/24 --mode fw6" +
 			" --external-address 203.0.113.7 203.0.113.64/28 --firewall host --own-table=false --mark 0x8000 --min-lifetime 150s" +
 			" --max-lifetime 1h --quota 1000 --reserve 22 80-90 443 --third-party 192.168.1.0/28,2001:db8::/64 --nonce same-host" +
-			" --other-protocols --wildcard --dmz --state /srv/pcpd --durability relaxed --on-exit remove --control /run/c --log-level debug"},
+			" --other-protocols --wildcard --dmz --state /srv/pcpd --durability relaxed --on-exit remove --control /run/c --log-level debug" +
+			" --untranslated 198.18.0.0/15 --exhausted-code 13 --quarantine 150 --nat-log syslog=tcp://log.example:514 ipfix=udp://192.0.2.9:4739"},
+		{"a pool of flags", "internal = 'lan0'\nexternal = 'wan0'\nallocation = 'blocks'\nblock-size = 256\nmax-blocks = 2\nblock-idle = '60s'\n" +
+			"filtering = 'address-dependent'\nmax-flows = 1000\nflow-rate = 50\nexternal-address = '203.0.113.5-203.0.113.9'\n", "",
+			base + "--allocation blocks --block-size 256 --max-blocks 2 --block-idle 60 --filtering address-dependent --max-flows 1000 --flow-rate 50" +
+				" --external-address 203.0.113.5 203.0.113.6/31 203.0.113.8/31"},
 		{"strings for lists", "internal = 'lan0'\nexternal = \"wan0\"\nreserve = 22\nthird-party = \"on\"\nmark = \"0x200\"\r\n", "",
 			base + "--reserve 22 --third-party on --mark 512"},
 		{"empty lists", "internal = 'lan0'\nexternal = 'wan0'\nreserve = []\nmode = []\n", "", base},
@@ -200,6 +212,9 @@ func FuzzConfig(f *testing.F) {
 		"interal = 1\n[quota]\nx = 1\n[[mode]]\n", "a.b.c = {x = 1}\n\"\\n\" = 1\n", "quota = 9223372036854775807\nmark = -0\n", "check = true\nconfig = '%s'\n",
 		"quota = 1\nquota = 2", "x = [[[[", "state = \"\\u0000\"", "\xef\xbb\xbfquota = 1", "external = '--internal'\r\ninternal = '--'",
 		"max-lifetime = '1'\n",
+		"[[pool]]\nname = 'homes'\ninternal = ['100.64.0.0/24']\nexternal = '203.0.113.5-203.0.113.9'\nports = '2048-65535'\nallocation = 'blocks'\nblock-size = 256\n[[pool]]\nname='b'\ninternal='10.0.0.0/8'\nexternal='198.51.100.1'\nmax-flows=9\n",
+		"internal='a'\nexternal='b'\n[[pool]]\nname = 'd'\ninternal = ['100.64.0.0/28']\nexternal = '203.0.113.0/31'\nallocation = 'deterministic'\n",
+		"pool = 1\n", "[pool]\nname = 'a'\n", "pool = [{name = 'a'}]\n", "[[pool]]\n[[pool]]\n[pool.x]\n", "[[pool.x]]\n", "external-address='203.0.113.1'\n[[pool]]\n",
 	} {
 		f.Add(text)
 	}
@@ -239,6 +254,18 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("warnings %q, of the same command line %q", got.warnings, want.warnings)
 		}
 		got.warnings, want.warnings = nil, nil
+		if len(got.pools) > 0 { // which no command line can say
+			for _, p := range got.pools {
+				if p.Name == "" || len(p.Internal) == 0 || len(p.External) == 0 {
+					t.Errorf("accepted the pool %+v", p)
+				}
+			}
+			cfg := nat.Config{Pools: got.pools, Own: !got.hostFirewall, Flows: (*ct.Conn)(nil)}
+			if err := cfg.Validate(); err != nil {
+				t.Errorf("accepted, but %v", err)
+			}
+			got.pools = nil
+		}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}

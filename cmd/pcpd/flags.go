@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"pcpd/internal/control"
+	"pcpd/internal/natlog"
+	"pcpd/nat"
 	"pcpd/pcp/pcpserver"
 )
 
@@ -71,6 +73,13 @@ type config struct {
 	control           string
 	logLevel          slog.Level
 
+	pools         []nat.Pool // none: one, with the settings of pool
+	pool          nat.Pool
+	untranslated  []netip.Prefix
+	exhaustedCode uint8
+	quarantine    time.Duration // zero: none
+	natLogs       []natlog.Target
+
 	check   bool
 	version bool
 
@@ -81,13 +90,30 @@ type config struct {
 // followsExternal reports whether clients are translated to what addresses
 // the external interface has.
 func (c *config) followsExternal() bool {
-	return c.serves(pcpserver.TypeNAT444) && len(c.externalAddresses) == 0
+	return c.serves(pcpserver.TypeNAT444) && len(c.externalAddresses) == 0 && len(c.pools) == 0
+}
+
+// natPools returns the pools of NAT444. external are the addresses of the one
+// that there is without [[pool]] tables.
+func (c *config) natPools(external []netip.Prefix) []nat.Pool {
+	if len(c.pools) > 0 {
+		return c.pools
+	}
+	p := c.pool
+	p.Name, p.Internal, p.External = nat.DefaultPool, c.translated(), external
+	return []nat.Pool{p}
 }
 
 // translated returns the internal prefixes of NAT444. If it is for all that no
 // other mode names, that is everything less what those name.
 func (c *config) translated() []netip.Prefix {
 	var named []netip.Prefix
+	for _, p := range c.pools {
+		named = append(named, p.Internal...)
+	}
+	if len(named) > 0 {
+		return named
+	}
 	for _, m := range c.modes {
 		switch {
 		case m.kind == pcpserver.TypeNAT444 && len(m.prefixes) > 0:
@@ -141,6 +167,11 @@ type raw struct {
 	state, durability, onExit, control, http    string
 	config, logLevel                            string
 	check, version                              bool
+
+	pool                 rawPool
+	untranslated, natLog []string
+	exhaustedCode        int
+	quarantine           string
 }
 
 // newFlags declares the flags, to be parsed into r.
@@ -151,7 +182,7 @@ func newFlags(r *raw) *pflag.FlagSet {
 	f.StringArrayVar(&r.internal, "internal", nil, "interface `IFNAME` whose hosts are served; repeatable")
 	f.StringVar(&r.external, "external", "", "interface `IFNAME` towards the rest of the world")
 	f.StringArrayVar(&r.modes, "mode", nil, "device `TYPE[=PREFIX,...]`: nat444, fw4 or fw6, for these internal prefixes; repeatable (default nat444 and fw6)")
-	f.StringArrayVar(&r.externalAddresses, "external-address", nil, "`ADDRESS` or prefix to translate to; repeatable (default the external interface's own, followed as they change)")
+	f.StringArrayVar(&r.externalAddresses, "external-address", nil, "`ADDRESS`, prefix or FIRST-LAST to translate to; repeatable (default the external interface's own, followed as they change)")
 	f.StringVar(&r.firewall, "firewall", "own", "`own|host`: whether our table is the router's whole forward filter and outbound NAT for what it serves, or another firewall does that")
 	f.StringVar(&r.mark, "mark", fmt.Sprintf("%#x", defaultMark), "the bit set in the packet and conntrack mark of what a mapping opens, as `VALUE`")
 	f.BoolVar(&r.ownTable, "own-table", true, "let the kernel forbid other programs to change or flush our table, where it can (Linux 6.9); what they do to it with false is undone as well")
@@ -159,6 +190,11 @@ func newFlags(r *raw) *pflag.FlagSet {
 	f.StringVar(&r.maxLifetime, "max-lifetime", "24h", "longest lifetime granted, as `DURATION`")
 	f.IntVar(&r.quota, "quota", defaultQuota, "greatest `NUMBER` of mappings per subscriber; 0 for no limit")
 	f.StringArrayVar(&r.reserve, "reserve", nil, "external `PORT[-PORT]` that no mapping gets; repeatable")
+	poolFlags(f, &r.pool)
+	f.StringVar(&r.quarantine, "quarantine", "120s", "`DURATION` for which a freed external port rests; 0 for none")
+	f.StringArrayVar(&r.untranslated, "untranslated", nil, "destination `PREFIX` to which no address is translated; repeatable")
+	f.IntVar(&r.exhaustedCode, "exhausted-code", nat.DefaultExhaustedCode, "`CODE` of the ICMP message destination unreachable that refuses a flow for which there is no port")
+	f.StringArrayVar(&r.natLog, "nat-log", nil, "`FORMAT=TARGET` to log who has which external port: syslog=udp://HOST (or tcp://, unix:///PATH), json=/PATH (or unix:///PATH, tcp://HOST:PORT), ipfix=udp://HOST (or tcp://); repeatable")
 	f.StringVar(&r.thirdParty, "third-party", "off", "`off|on|PREFIX,...`: which clients may ask for mappings of other hosts")
 	f.StringVar(&r.nonce, "nonce", "strict", "`strict|same-host`: whether a client that has forgotten its nonce may renew what was asked for from its own address")
 	f.BoolVar(&r.natPMP, "nat-pmp", false, "answer NAT-PMP too (not in this version)")
@@ -197,13 +233,13 @@ standard error.
 func parseFlags(args []string) (*config, error) {
 	var r raw
 	f := newFlags(&r)
-	if err := f.Parse(repeatFlags(args, "internal", "reserve", "external-address")); err != nil {
+	if err := f.Parse(repeatFlags(args, "internal", "reserve", "external-address", "untranslated", "nat-log")); err != nil {
 		return nil, err
 	}
 	if r.version {
 		return &config{version: true}, nil
 	}
-	p := &problems{}
+	p := &problems{flags: f}
 	for _, arg := range f.Args() {
 		p.add("%q is neither a flag nor the command cleanup", arg)
 	}

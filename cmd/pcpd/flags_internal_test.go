@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"pcpd/internal/natlog"
 	"pcpd/pcp/pcpserver"
 )
 
@@ -29,6 +30,7 @@ func TestParseDefaults(t *testing.T) {
 		mark:  0x100, minLifetime: 2 * time.Minute, maxLifetime: 24 * time.Hour, quota: 256,
 		state:   "/var/lib/pcpd",
 		control: "/run/pcpd/control.sock", logLevel: slog.LevelInfo,
+		exhaustedCode: 1, quarantine: 2 * time.Minute,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -41,7 +43,8 @@ func TestParseEverything(t *testing.T) {
 		" --external-address 203.0.113.7 203.0.113.64/28 --firewall host --own-table=false --mark 0x8000" +
 		" --min-lifetime 30 --max-lifetime 1h --quota 0 --reserve 22 80-90,443 --third-party 192.168.1.0/28" +
 		" --nonce same-host --other-protocols --wildcard --dmz --durability none --on-exit remove" +
-		" --control /tmp/c --check --log-level debug --nat-pmp=false"))
+		" --control /tmp/c --check --log-level debug --nat-pmp=false --untranslated 198.18.0.0/15 192.0.2.1" +
+		" --exhausted-code 13 --quarantine 150 --nat-log syslog=udp://192.0.2.9 json=/var/log/nat.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +62,9 @@ func TestParseEverything(t *testing.T) {
 		thirdParty: true, thirdPartyFrom: []netip.Prefix{pre("192.168.1.0/28")},
 		nonceSameHost: true, otherProtocols: true, wildcard: true, dmz: true,
 		state: "/var/lib/pcpd", durability: durabilityNone, removeOnExit: true, control: "/tmp/c", logLevel: slog.LevelDebug, check: true,
+		untranslated:  []netip.Prefix{pre("198.18.0.0/15"), pre("192.0.2.1/32")},
+		exhaustedCode: 13, quarantine: 150 * time.Second,
+		natLogs: []natlog.Target{{Format: "syslog", Network: "udp", Address: "192.0.2.9:514"}, {Format: "json", Network: "file", Address: "/var/log/nat.json"}},
 	}
 	if len(got.warnings) != 1 || !strings.Contains(got.warnings[0], "--min-lifetime 30 is shorter") {
 		t.Errorf("warnings: %q", got.warnings)
@@ -90,7 +96,24 @@ func TestParseProblems(t *testing.T) {
 		{"external address", base + "--external-address 2001:db8::1 --external-address 224.0.0.1 --external-address x",
 			[]string{"2001:db8::1: only IPv4 is translated", "224.0.0.1: no host can have", `"x" is neither`}},
 		{"external addresses overlap", base + "--external-address 203.0.113.0/24 --external-address 203.0.113.7", []string{"203.0.113.7 overlaps"}},
-		{"too many external addresses", base + "--external-address 203.0.113.0/24,198.18.0.0/15", []string{"131328 addresses are more than the 1024"}},
+		{"too many external addresses", base + "--external-address 203.0.113.0/24,198.18.0.0/15", []string{"131328 addresses are more than the 4096"}},
+		{"external range", base + "--external-address 203.0.113.9-203.0.113.5 --external-address 223.255.255.255-224.0.0.1",
+			[]string{`"203.0.113.9-203.0.113.5" is no range of IPv4 addresses`, "no host can have"}},
+		{"allocation", base + "--allocation all --mapping none --filtering no", []string{`--allocation "all" must be one of shared, blocks, deterministic`, `--mapping "none"`, `--filtering "no"`}},
+		{"settings of blocks", base + "--block-size 512 --max-blocks 2 --block-idle 5m", []string{
+			"--block-size is for allocation blocks or deterministic, and allocation is shared; leave it out", "--max-blocks is for allocation blocks", "--block-idle is for"}},
+		{"blocks", base + "--allocation blocks --block-size 500 --max-blocks 17 --block-idle 1500ms", []string{
+			"--block-size 500 must be a power of two from 64 to 16384", "--max-blocks 17 must be from 1 to 16", `--block-idle "1500ms" must be a whole number`}},
+		{"behaviors that exclude each other", base + "--mapping endpoint-dependent --filtering endpoint-independent", []string{"--filtering endpoint-independent cannot be with endpoint-dependent mapping"}},
+		{"limits", base + "--max-flows -1 --flow-rate 99999999", []string{"--max-flows -1 must be from 0", "--flow-rate 99999999 must be"}},
+		{"deterministic of everything", base + "--allocation deterministic", []string{"name them with --mode nat444=PREFIX and --external-address"}},
+		{"deterministic with too little", base + "--allocation deterministic --mode nat444=10.0.0.0/12 --external-address 203.0.113.1", []string{"--allocation deterministic: its 1 addresses have", "--allocation deterministic: deterministic pools have"}},
+		{"blocks beside another firewall", base + "--firewall host --allocation blocks", []string{"--allocation is not possible beside --firewall host"}},
+		{"untranslated", base + "--untranslated 2001:db8::/32", []string{"--untranslated 2001:db8::/32: only IPv4 is translated"}},
+		{"exhausted code", base + "--exhausted-code 16", []string{"--exhausted-code 16 must be a code"}},
+		{"quarantine", base + "--quarantine 25h", []string{`--quarantine "25h" must be a whole number of seconds`}},
+		{"nat log", base + "--nat-log nat.json --nat-log json=/a --nat-log json=/a", []string{`--nat-log "nat.json" must begin with`, `--nat-log "json=/a" is given twice`}},
+		{"a nat log without nat", base + "--mode fw6 --nat-log json=/a", []string{"--nat-log is for --mode nat444"}},
 		{"external address without nat444", base + "--mode fw6 --external-address 203.0.113.7", []string{"is for --mode nat444"}},
 		{"firewall", base + "--firewall none", []string{`--firewall "none" must be one of own, host`}},
 		{"mark of two bits", base + "--mark 0x300", []string{`--mark "0x300" must be one bit`}},

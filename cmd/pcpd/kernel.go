@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"reflect"
 	"sync"
 	"time"
 
@@ -75,7 +76,18 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 // natConfig is c as the nat package says it. Strangers reach an internal
 // socket through a mapping only: ordinary flows are not open to all peers.
 func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger) nat.Config {
-	cfg := nat.Config{External: external, Served: c.translated(), Own: !c.hostFirewall, Flows: flows, Logger: log}
+	cfg := nat.Config{
+		Untranslated: c.untranslated, ExhaustedCode: c.exhaustedCode, Quarantine: c.quarantine,
+		Own: !c.hostFirewall, Flows: flows, Logger: log,
+	}
+	if len(c.pools) > 0 || !reflect.DeepEqual(c.pool, nat.Pool{}) {
+		cfg.Pools = c.natPools(external)
+	} else {
+		cfg.Served, cfg.External = c.translated(), external
+	}
+	if c.quarantine == 0 {
+		cfg.Quarantine = -1 // where zero is the default
+	}
 	for _, r := range c.reserve {
 		cfg.Reserved = append(cfg.Reserved, nat.PortRange{First: r.first, Last: r.last})
 	}

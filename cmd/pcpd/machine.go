@@ -99,8 +99,8 @@ func (m machine) examineAddresses(c *config, out *findings) {
 			out.warn("%s has no IPv4 address yet; until it has, IPv4 requests are answered with NETWORK_FAILURE", c.external)
 		}
 		for _, p := range addrs {
-			if netif.BehindNAT(p.Addr()) {
-				out.warn("the external address %s is not a public one: another NAT further out must forward to it before the Internet can reach a mapping", addressText(p))
+			if text := behindNAT(p.Addr()); text != "" {
+				out.warn("the external address %s %s", addressText(p), text)
 			}
 		}
 	}
@@ -117,12 +117,27 @@ func (m machine) examineAddresses(c *config, out *findings) {
 	}
 }
 
+// behindNAT says what an external address that is no public one means for its
+// mappings; "" of one that is.
+func behindNAT(addr netip.Addr) string {
+	switch {
+	case !netif.BehindNAT(addr):
+		return ""
+	case addr.IsPrivate():
+		return "is of a private network (RFC 1918), so there is another NAT further out: that must forward to it before the Internet can reach a mapping"
+	}
+	return "is of the carriers' shared space (RFC 6598), so the provider translates once more: the Internet reaches a mapping only if the carrier's NAT forwards to it"
+}
+
 // external returns the addresses that IPv4 clients are translated to.
 func (m machine) external(c *config) []netip.Prefix {
-	if len(c.externalAddresses) > 0 {
-		return c.externalAddresses
-	}
 	var out []netip.Prefix
+	for _, e := range c.externals() {
+		out = append(out, e.prefix)
+	}
+	if len(out) > 0 {
+		return out
+	}
 	for _, a := range m.interfaces(c.external).External4() {
 		out = append(out, netip.PrefixFrom(a, a.BitLen()))
 	}
@@ -223,7 +238,7 @@ func (m machine) describeMode(c *config, md mode, who string) string {
 	to := "the IPv4 addresses that " + c.external + " gets"
 	if addrs := m.external(c); len(addrs) > 0 {
 		to = joinPrefixes(addrs)
-		if len(c.externalAddresses) == 0 {
+		if c.followsExternal() {
 			to += " (what " + c.external + " has now, followed as it changes)"
 		}
 	}

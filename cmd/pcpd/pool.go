@@ -10,18 +10,40 @@ import (
 // examinePool looks at whether --external-address is of the outside, and
 // whether packets to it come here.
 func (m machine) examinePool(c *config, out *findings) {
-	for _, pool := range c.externalAddresses {
-		if text := m.inside(c, pool); text != "" {
-			out.problem("--external-address %s %s; name an address of the outside", addressText(pool), text)
+	for _, e := range c.externals() {
+		if text := m.inside(c, e.prefix); text != "" {
+			out.problem("%s %s; name an address of the outside", e, text)
 			continue
 		}
 		for _, a := range m.interfaces(c.external).Addresses {
-			if a.Prefix.Addr().Is4() && a.Prefix.Overlaps(pool) {
-				m.examineARP(c, pool, a.Prefix.Masked(), out)
+			if a.Prefix.Addr().Is4() && a.Prefix.Overlaps(e.prefix) {
+				m.examineARP(c, e, a.Prefix.Masked(), out)
 				break
 			}
 		}
 	}
+}
+
+// configuredExternal are external addresses, and what names them.
+type configuredExternal struct {
+	said   string
+	prefix netip.Prefix
+}
+
+func (e configuredExternal) String() string { return e.said + " " + addressText(e.prefix) }
+
+// externals returns the external addresses that are configured.
+func (c *config) externals() []configuredExternal {
+	var out []configuredExternal
+	for _, pre := range c.externalAddresses {
+		out = append(out, configuredExternal{"--external-address", pre})
+	}
+	for _, p := range c.pools {
+		for _, pre := range p.External {
+			out = append(out, configuredExternal{"pool " + p.Name + ": external", pre})
+		}
+	}
+	return out
 }
 
 // inside says which internal network pool is of, or "".
@@ -45,7 +67,8 @@ const maxARP = 1024
 
 // examineARP warns of addresses of pool that neighbours on the link look for
 // and nobody answers for.
-func (m machine) examineARP(c *config, pool, link netip.Prefix, out *findings) {
+func (m machine) examineARP(c *config, e configuredExternal, link netip.Prefix, out *findings) {
+	pool := e.prefix
 	var first netip.Addr
 	missing := 0
 	addr := pool.Addr()
@@ -61,8 +84,8 @@ func (m machine) examineARP(c *config, pool, link netip.Prefix, out *findings) {
 		each = fmt.Sprintf(", and so for each of %d addresses", missing)
 	}
 	if missing > 0 {
-		out.warn("--external-address %s: %s is in the network %s of %s and on no interface of this router, so nobody answers ARP for it; run `ip addr add %s/32 dev %s`%s",
-			addressText(pool), first, link, c.external, first, c.external, each)
+		out.warn("%s: %s is in the network %s of %s and on no interface of this router, so nobody answers ARP for it; run `ip addr add %s/32 dev %s`%s",
+			e, first, link, c.external, first, c.external, each)
 	}
 }
 

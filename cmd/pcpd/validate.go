@@ -28,6 +28,7 @@ type problems struct {
 	// Flags that were typed are not in it.
 	origin map[string]string
 	flags  *pflag.FlagSet // not nil if there is an origin
+	pools  []*poolTable
 }
 
 func (p *problems) add(format string, args ...any) {
@@ -67,10 +68,12 @@ func (p *problems) validate(r *raw, stateGiven bool) *config {
 	p.addresses(c, r.externalAddresses)
 	p.lifetimes(c, r)
 	p.policy(c, r)
+	p.limits(c, r)
 	for _, s := range r.reserve {
 		p.reserve(c, s)
 	}
 	c.hostFirewall = p.choice("firewall", r.firewall, "own", "host") == "host"
+	p.poolsOf(c, r)
 	c.sharedTable = !r.ownTable
 	c.removeOnExit = p.choice("on-exit", r.onExit, "keep", "remove") == "remove"
 	c.mark = p.mark(r.mark)
@@ -216,36 +219,25 @@ func (p *problems) prefixes(flag, whole, list string) []netip.Prefix {
 }
 
 func (p *problems) prefix(flag, whole, s string) (netip.Prefix, bool) {
-	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
-		addr = addr.Unmap()
-		return netip.PrefixFrom(addr, addr.BitLen()), true
+	pre, err := parsePrefix(s)
+	if err != nil {
+		p.add("--%s %s: %w", flag, whole, err)
 	}
-	pre, err := netip.ParsePrefix(s)
-	if err != nil || pre.Addr().Is4In6() {
-		p.add("--%s %s: %q is neither an address nor a prefix such as 192.0.2.0/24 or 2001:db8::/32", flag, whole, s)
-		return pre, false
-	}
-	if pre != pre.Masked() {
-		p.add("--%s %s: %s is an address inside a prefix; the prefix is %s", flag, whole, s, pre.Masked())
-		return pre, false
-	}
-	return pre, true
+	return pre, err == nil
 }
 
 func (p *problems) addresses(c *config, given []string) {
 	for _, list := range given {
-		for _, pre := range p.prefixes("external-address", list, list) {
-			addr := pre.Addr()
-			switch {
-			case !addr.Is4():
-				p.add("--external-address %s: only IPv4 is translated, and IPv6 addresses stay as they are", list)
-			case !addr.IsGlobalUnicast() || pre.Bits() < 8:
-				p.add("--external-address %s: no host can have these addresses", list)
-			case slices.ContainsFunc(c.externalAddresses, pre.Overlaps):
-				p.add("--external-address %s overlaps with another one", list)
-			default:
-				c.externalAddresses = append(c.externalAddresses, pre)
+		for s := range strings.SplitSeq(list, ",") {
+			some, err := externalPrefixes(s)
+			if err != nil {
+				p.add("--external-address %w", err)
 			}
+			if slices.ContainsFunc(some, func(pre netip.Prefix) bool { return slices.ContainsFunc(c.externalAddresses, pre.Overlaps) }) {
+				p.add("--external-address %s overlaps with another one", list)
+				continue
+			}
+			c.externalAddresses = append(c.externalAddresses, some...)
 		}
 	}
 	total := 0
