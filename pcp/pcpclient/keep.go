@@ -230,12 +230,12 @@ func (t *task) run(ctx context.Context) {
 		switch {
 		case err == errWoken:
 			t.lost(ctx)
-			continue
 		case err != nil:
 			return // ctx ended
-		}
-		if wait := t.take(r); wait > 0 {
-			t.pause(ctx, wait)
+		default:
+			if wait := t.take(r); wait > 0 {
+				t.pause(ctx, wait)
+			}
 		}
 		for t.alive && ctx.Err() == nil {
 			t.hold(ctx)
@@ -272,12 +272,31 @@ func (t *task) take(r reply) time.Duration {
 }
 
 // lost reports a loss of state and waits before the mapping is asked for again.
+// Where it is now the server may say by itself in the meantime (RFC 6887,
+// Section 14.2); then the mapping is alive, and asking again tells the server
+// that this arrived.
 func (t *task) lost(ctx context.Context) {
 	if t.alive {
 		t.alive, t.asking = false, false
 		t.emit(EventLost, t.current, 0)
 	}
-	sleep(ctx, recoveryDelay())
+	timer := time.NewTimer(recoveryDelay())
+	defer timer.Stop()
+	for {
+		r, err := t.box.wait(ctx, timer.C, false)
+		switch {
+		case err == errWoken: // it is known
+		case err == nil:
+			if r.response.Result == pcp.ResultSuccess {
+				t.take(r)
+			}
+		default:
+			if t.alive && ctx.Err() == nil {
+				t.renew(ctx)
+			}
+			return
+		}
+	}
 }
 
 // sleep waits for d or the end of ctx.

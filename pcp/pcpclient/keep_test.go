@@ -284,6 +284,43 @@ func TestKeepFollowsMappingUpdate(t *testing.T) {
 	})
 }
 
+// B-56, B-58: a server that is renumbered announces its new epoch and tells
+// where the mapping is now. Whichever comes first, that is heard at once and
+// confirmed once.
+func TestKeepFollowsUpdateAfterLoss(t *testing.T) {
+	for _, first := range []string{"announcement", "update"} {
+		t.Run(first, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keep(t, &server{obey: true}, pcpclient.KeepConfig{})
+				k.pass(10 * time.Minute)
+				q := k.server.requests()[0].Request
+				k.server.restart(first == "announcement")
+				synctest.Wait()
+				k.pass(time.Millisecond)
+				resp := k.server.success(&q)
+				resp.External = netip.AddrPortFrom(public4.Next(), 1234)
+				k.server.unsolicited(resp.AppendTo(nil))
+				k.pass(time.Millisecond)
+				if first == "update" {
+					k.server.restart(true)
+					k.want("assigned assigned")
+				} else {
+					k.want("assigned lost assigned")
+				}
+				if e := k.event(); e.Result.Mapping.External != resp.External {
+					t.Errorf("%v %v, want assigned %v", e.Kind, e.Result.Mapping.External, resp.External)
+				}
+				k.pass(10 * time.Second)
+				got := k.server.requests()
+				if len(got) != 2 || got[1].SuggestedExternal != resp.External {
+					t.Errorf("%d requests, want 2", len(got))
+				}
+				k.stop()
+			})
+		})
+	}
+}
+
 // A server that answers every renewal with another port is not asked more often.
 func TestKeepSurvivesChangingPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
