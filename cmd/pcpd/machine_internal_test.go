@@ -122,7 +122,7 @@ func TestExamine(t *testing.T) {
 			}
 		}, []string{"warning: the interface wan0 is down"}},
 		{"behind another NAT", base + "--external-address 100.64.3.2", func(*machine) {}, []string{
-			"warning: the external address 100.64.3.2 is not a public one"}},
+			"warning: the external address 100.64.3.2 is of the carriers' shared space (RFC 6598)"}},
 		{"nobody answers ARP", base + "--external-address 203.0.113.9", func(*machine) {}, []string{
 			"warning: `ip addr add 203.0.113.9/32 dev wan0`"}},
 		{"nobody answers ARP for some", base + "--external-address 203.0.113.0/30", func(*machine) {}, []string{
@@ -130,9 +130,9 @@ func TestExamine(t *testing.T) {
 		{"own external address", base + "--external-address 203.0.113.2", func(*machine) {}, nil},
 		{"routed external address", base + "--external-address 198.51.100.0/24", func(*machine) {}, nil},
 		{"external address inside", base + "--external-address 192.168.1.77", func(*machine) {}, []string{
-			"problem: 192.168.1.77 is in the network 192.168.1.0/24 of lan0", "warning: is not a public one"}},
+			"problem: 192.168.1.77 is in the network 192.168.1.0/24 of lan0", "warning: is of a private network (RFC 1918)"}},
 		{"external address is internal", base + "--external-address 192.168.1.1", func(*machine) {}, []string{
-			"problem: holds the address 192.168.1.1 of lan0", "warning: is not a public one"}},
+			"problem: holds the address 192.168.1.1 of lan0", "warning: is of a private network (RFC 1918)"}},
 		{"short lifetimes", base + "--min-lifetime 1s", func(*machine) {}, []string{"warning: --min-lifetime 1s is shorter"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

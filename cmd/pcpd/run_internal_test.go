@@ -108,7 +108,7 @@ func TestRunCheckAndCleanup(t *testing.T) {
 	}
 	n.Forward()
 	code, stdout, stderr = runIn(t.Context(), n, check)
-	for _, part := range []string{"ok       the kernel has nf_tables", "ok       renewals ", "warning  the external address 10.0.0.2 is not a public one", "plan     nat444: it maps ports of"} {
+	for _, part := range []string{"ok       the kernel has nf_tables", "ok       renewals ", "warning  the external address 10.0.0.2 is of a private network (RFC 1918)", "plan     nat444: it maps ports of"} {
 		if code != 0 || !strings.Contains(stdout, part) {
 			t.Errorf("exit code %d\n%s%swant %q", code, stdout, stderr, part)
 		}
