@@ -2,7 +2,6 @@ package netns_test
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -225,17 +224,208 @@ func (f *flow) pass(from, to net.Conn, text string) {
 	}
 }
 
-var _ = binary.BigEndian
-var _ = errors.Is
-var _ = strings.Count
-var _ syscall.Errno
-var _ unix.Errno
-var _ ct.Usage
-var _ pcp.Protocol
-
 func (f *flow) family() string {
 	if f.local.Addr().Is4() {
 		return "ipv4"
 	}
 	return "ipv6"
+}
+
+// maxFill is the largest table that a test fills.
+const maxFill = 1 << 20
+
+// fillFlows makes flows that the kernel does not evict until there is room for
+// no more, and returns how many.
+func fillFlows(t *testing.T, router *nstest.NS) (n int) {
+	t.Helper()
+	fd := -1
+	var err error
+	router.Do(func() {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	// Successes are silent; a failure is that the table is full.
+	const batch = 100
+	buf := make([]byte, 0, 1<<16)
+	reply := make([]byte, 1<<16)
+	for n < maxFill {
+		buf = buf[:0]
+		for range batch {
+			buf = appendFlow(buf, uint32(n))
+			n++
+		}
+		if err := unix.Sendto(fd, buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := unix.Recvfrom(fd, reply, unix.MSG_DONTWAIT); err == nil {
+			if errno := syscall.Errno(-int32(binary.NativeEndian.Uint32(reply[16:]))); errno != unix.ENOMEM {
+				t.Fatalf("a flow could not be made: %v (%d octets)", errno, got)
+			}
+			return n
+		}
+	}
+	t.Fatalf("the table is not full with %d flows", n)
+	return n
+}
+
+// appendFlow appends the request for the i-th flow, of UDP from 10.0.0.0/8.
+func appendFlow(b []byte, i uint32) []byte {
+	start := len(b)
+	u32 := func(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+	attr := func(kind uint16, data ...[]byte) []byte {
+		var body []byte
+		for _, d := range data {
+			body = append(body, d...)
+		}
+		a := binary.NativeEndian.AppendUint16(nil, uint16(4+len(body)))
+		a = binary.NativeEndian.AppendUint16(a, kind)
+		return append(append(a, body...), make([]byte, (4-len(body)%4)%4)...)
+	}
+	const nested = unix.NLA_F_NESTED
+	tuple := func(kind uint16, src, dst uint32, sport, dport uint16) []byte {
+		return attr(nested|kind,
+			attr(nested|1, attr(1, u32(src)), attr(2, u32(dst))),
+			attr(nested|2, attr(1, []byte{unix.IPPROTO_UDP}),
+				attr(2, binary.BigEndian.AppendUint16(nil, sport)), attr(3, binary.BigEndian.AppendUint16(nil, dport))))
+	}
+	src, dst := 0x0a000000+i>>8, uint32(0x0aff0001)
+	port := uint16(1024 + i&0xff)
+	b = append(b, make([]byte, 20)...)
+	b = append(b, tuple(1, src, dst, port, 9)...)
+	b = append(b, tuple(2, dst, src, 9, port)...)
+	const confirmed, replied, assured = 1 << 3, 1 << 1, 1 << 2
+	b = append(b, attr(3, u32(confirmed|replied|assured))...)
+	b = append(b, attr(7, u32(600))...)
+	binary.NativeEndian.PutUint32(b[start:], uint32(len(b)-start))
+	binary.NativeEndian.PutUint16(b[start+4:], unix.NFNL_SUBSYS_CTNETLINK<<8)
+	binary.NativeEndian.PutUint16(b[start+6:], unix.NLM_F_REQUEST|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	b[start+16] = unix.AF_INET
+	return b
+}
+
+// The table of flows is full: PCP is served all the same, flows that exist go
+// on, it is logged once and counted, and all is well when there is room again.
+func TestFullFlowTable(t *testing.T) {
+	lab := nstest.NewLab(t)
+	d := startDaemon(t, lab, "--log-level", "info")
+	conn, err := ct.Dial(lab.Router.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if u, err := conn.Usage(); err != nil || u.Max == 0 || u.Max > maxFill {
+		t.Skipf("the table holds %d flows, more than a test can make: %v", u.Max, err)
+	}
+	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+	mapped, peer := c.mapped("tcp", 5000), newFlow(t, lab, "tcp", hostport(nstest.InsideAddr, 5100), hostport(nstest.OutsideAddr, 5100))
+	c.grant(peerRequest(pcp.ProtocolTCP, 5100, peer.remote.String()))
+	peer.begin()
+	nstest.EchoTCP(t, lab.Inside, hostport(nstest.InsideAddr, 5000))
+	inbound, err := lab.Outside.DialTCP("", mapped.String(), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := nstest.GreetTCP(inbound, patience); !ok {
+		t.Fatal("no flow through the mapping")
+	}
+	echo := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 0).String()
+
+	began := time.Now()
+	n := fillFlows(t, lab.Router)
+	t.Logf("%d flows made in %v", n, time.Since(began).Round(time.Millisecond))
+	notReached(t, lab.Inside2, "udp", "", echo)
+	nstest.Eventually(t, 2*patience, "the full table is noticed", func() bool { return d.counter("conntrack", "table_full") > 0 })
+
+	for port := uint16(6000); port < 6005; port++ {
+		c.grant(mapRequest(pcp.ProtocolUDP, port))
+	}
+	newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN).refuse(pcp.ResultNotAuthorized, mapRequest(pcp.ProtocolUDP, 6000))
+	for _, host := range []struct {
+		n            *nstest.NS
+		addr, server string
+	}{{lab.Inside, nstest.InsideAddr, nstest.RouterLAN}, {lab.Inside2, nstest.Inside2Addr, nstest.RouterLAN}, {lab.Inside2, nstest.Inside2Addr6, nstest.RouterLAN6}} {
+		who := newClient(t, host.n, host.addr, host.server) // a new socket, a new flow
+		who.grant(mapRequest(pcp.ProtocolUDP, 7000))
+		who.grant(lasting(mapRequest(pcp.ProtocolUDP, 7000), 0))
+	}
+	peer.outward("with a full table")
+	peer.inward("and back")
+	if !nstest.PingTCP(inbound, patience) {
+		t.Error("a flow through a mapping ended with the table full")
+	}
+	if n := d.counter("conntrack", "packets_dropped"); n == 0 {
+		t.Error("no dropped packet is counted")
+	}
+	notReached(t, lab.Inside2, "udp", "", echo)
+	if n := strings.Count(d.proc.Output(), "table is full"); n != 1 {
+		t.Errorf("the full table is logged %d times, want once:\n%s", n, d.proc.Output())
+	}
+
+	lab.Router.Run("conntrack", "-F")
+	nstest.Eventually(t, 2*patience, "that there is room again is logged", func() bool {
+		return strings.Contains(d.proc.Output(), "room again")
+	})
+	reached(t, lab.Inside2, "udp", "", echo)
+	peer.outward("with room again")
+	peer.inward("and back")
+	reached(t, lab.Outside, "tcp", "", mapped.String())
+	if n := strings.Count(d.proc.Output(), "level=ERROR"); n != 0 {
+		t.Errorf("%d errors are logged:\n%s", n, d.proc.Output())
+	}
+}
+
+// A subscriber is remembered as long as there is a mapping or a flow of it.
+func TestSubscriberCache(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	d := startDaemon(t, lab)
+	cached := func() int { return int(d.counter("server", "subscribers_cached")) }
+	expect := func(n int, why string) {
+		t.Helper()
+		nstest.Eventually(t, 2*patience, fmt.Sprintf("%d subscribers are cached: %s", n, why), func() bool { return cached() == n })
+	}
+	stays := func(n int, why string) {
+		t.Helper()
+		before := d.counter("conntrack", "flows_ended")
+		if _, err := lab.Inside2.DialUDP("", hostport(nstest.RouterLAN, 9)).Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		nstest.Eventually(t, patience, "somebody else's flow ends", func() bool {
+			_, err := lab.Router.Try("conntrack", "-D", "-p", "udp", "--dport", "9")
+			return err == nil
+		})
+		d.heard(before)
+		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+			if got := cached(); got != n {
+				t.Fatalf("%d subscribers are cached, want %d: %s", got, n, why)
+			}
+		}
+	}
+	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+	f := newFlow(t, lab, "tcp", hostport(nstest.InsideAddr, 5100), hostport(nstest.OutsideAddr, 5100))
+	f.begin()
+	c.mapped("udp", 5000)
+	if got := d.counter("server", "subscribers"); got != 1 || cached() != 1 {
+		t.Fatalf("%d subscribers with a mapping, %d cached, want one", got, cached())
+	}
+	c.grant(lasting(mapRequest(pcp.ProtocolUDP, 5000), 0))
+	nstest.Eventually(t, patience, "no mapping is left", func() bool { return len(d.mappings()) == 0 })
+	if got := d.counter("server", "subscribers"); got != 0 {
+		t.Errorf("%d subscribers with a mapping, want none", got)
+	}
+	stays(1, "a flow is left")
+	c.grant(lasting(mapRequest(pcp.ProtocolUDP, 5000), time.Hour))
+	lab.Router.Run("conntrack", "-F")
+	stays(1, "a mapping is left")
+	c.grant(lasting(mapRequest(pcp.ProtocolUDP, 5000), 0))
+	lab.Router.Try("conntrack", "-F")
+	expect(0, "neither is left")
+	if d.counter("conntrack", "subscribers_uncached") == 0 {
+		t.Error("it is not counted")
+	}
+	c.mapped("udp", 5000)
+	expect(1, "it came back")
 }
