@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
+	"strings"
 	"time"
 
 	"pcpd/internal/nft"
@@ -20,16 +21,19 @@ import (
 // makes it, the table is made anew; adopted tells which it was.
 //
 // Put every mapping after Adopt, and then call Reap. Until then what is put
-// replaces what the kernel has under the same key.
+// replaces what the kernel has under the same key. Putting may wait, since what
+// the kernel has is nearly always what it should have; but nothing is known to
+// be right before.
 func (t *Table) Adopt(_ time.Time) (adopted bool, err error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.resetLocked()
+	dropped := t.resetLocked()
 	adopted, err = t.adoptLocked()
 	if err == nil && !adopted {
 		t.resetLocked()
 		err = t.installLocked()
 	}
+	t.mu.Unlock()
+	dropped.abort()
 	if err != nil {
 		return false, fmt.Errorf("firewall: take over table inet %s: %w", TableName, explain(err))
 	}
@@ -55,6 +59,10 @@ func (t *Table) adoptLocked() (bool, error) {
 		case err == nil:
 			t.filters, t.filtersStaged = b.filters, b.filters.clone()
 			t.kept = newKept()
+			// Where others can change the table the notes may be gone.
+			t.found = t.feat.tableFlags&nft.TableOwner != 0 && !slices.ContainsFunc(b.setList, func(s nft.Set) bool {
+				return strings.HasPrefix(s.Name, setUsed) && !b.Keeps(s.Name)
+			})
 			return true, t.madeLocked(b)
 		case errors.Is(err, nft.ErrOverrun) && attempt < 2:
 		case errors.Is(err, errDiffers), errors.As(err, &refusal):
@@ -184,40 +192,77 @@ func sameElements(a, b []nft.Elem) bool {
 	return slices.Equal(text(a), text(b))
 }
 
+// A Review is a look at all elements of a table that is in use.
+type Review struct {
+	t    *Table
+	kept *kept
+}
+
+// Review begins a look at the elements: put every mapping after it, which
+// brings back what is missing, and then call the Review's Reap, which removes
+// what no mapping has. Mappings may come and go meanwhile. Adopt, Install and
+// another Review end it.
+func (t *Table) Review() *Review {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// Packets have left their notes, and we have kept them.
+	t.noted = t.kept == nil || t.found
+	t.kept = newKept()
+	return &Review{t, t.kept}
+}
+
+// Reap is Table.Reap of what was put since the Review began.
+func (r *Review) Reap(ctx context.Context) (removed int, err error) { return r.t.reap(ctx, r.kept) }
+
 // kept remembers elements. It has hashes only: that one element in 2^64 is
 // taken for another leaves it to its timeout.
 type kept struct {
 	seed maphash.Seed
-	seen map[uint64]struct{}
+	// all are those noted before Reap, which sorts them; late are the
+	// others. A map of all would take four times as much.
+	all  []uint64
+	reap bool
+	late map[uint64]struct{}
 }
 
-func newKept() *kept { return &kept{maphash.MakeSeed(), map[uint64]struct{}{}} }
+func newKept() *kept { return &kept{seed: maphash.MakeSeed(), late: map[uint64]struct{}{}} }
 
 func (k *kept) hash(set string, key []byte) uint64 {
-	var h maphash.Hash
-	h.SetSeed(k.seed)
-	h.WriteString(set)
-	h.WriteByte(0)
-	h.Write(key)
-	return h.Sum64()
+	return maphash.Bytes(k.seed, key) + 31*maphash.String(k.seed, set)
 }
 
+// has is for Reap alone, after it has sorted.
 func (k *kept) has(set string, key []byte) bool {
-	_, found := k.seen[k.hash(set, key)]
+	h := k.hash(set, key)
+	_, late := k.late[h]
+	if late {
+		return true
+	}
+	_, found := slices.BinarySearch(k.all, h)
 	return found
 }
 
 // note remembers an element that m needs, and that m's socket is known.
 func (k *kept) note(m *pcp.Mapping, e Element) {
-	k.seen[k.hash(e.Set, e.Key)] = struct{}{}
+	k.add(k.hash(e.Set, e.Key))
 	if m != nil {
-		k.seen[k.hash(setUsed+familyOf(m.Internal.Addr()), SocketKey(m))] = struct{}{}
+		k.add(k.hash(setUsed+familyOf(m.Internal.Addr()), SocketKey(m)))
+	}
+}
+
+func (k *kept) add(h uint64) {
+	if k.reap {
+		k.late[h] = struct{}{}
+	} else {
+		k.all = append(k.all, h)
 	}
 }
 
 // A Reaper is an Extension that has more to do than to remove an element of a
 // mapping that nobody knows: Reaped returns elements that are to be put with
-// their new timeouts unless a mapping has them.
+// their new timeouts unless a mapping has them. The table is locked meanwhile,
+// and mappings may be staged beside it: Reaped must not call the table, and may
+// read only what does not change after New.
 type Reaper interface{ Reaped(e Element) []Element }
 
 const (
@@ -232,7 +277,17 @@ const (
 // while mappings come and go. An error leaves elements to their timeouts.
 func (t *Table) Reap(ctx context.Context) (removed int, err error) {
 	t.mu.Lock()
-	pending, sets := t.kept, slices.Clone(t.explicit)
+	pending := t.kept
+	t.mu.Unlock()
+	return t.reap(ctx, pending)
+}
+
+func (t *Table) reap(ctx context.Context, pending *kept) (removed int, err error) {
+	t.mu.Lock()
+	if t.kept != pending {
+		pending = nil
+	}
+	sets := slices.Clone(t.explicit)
 	for a := range t.filters {
 		sets = append(sets, a.name())
 	}
@@ -243,10 +298,14 @@ func (t *Table) Reap(ctx context.Context) (removed int, err error) {
 			}
 		}
 	}
+	if pending != nil {
+		pending.reap = true // all is Reap's own from here on
+	}
 	t.mu.Unlock()
 	if pending == nil {
 		return 0, nil
 	}
+	slices.Sort(pending.all)
 	defer func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()

@@ -8,7 +8,9 @@ import (
 	"pcpd/internal/nft"
 )
 
-// An Extension adds to the table what Install makes. nat is one.
+// An Extension adds to the table what Install makes. nat is one. Build is called
+// by Install and Adopt while the table is locked: it may use the Builder and
+// ask whomever it likes, but must not call the table.
 type Extension interface {
 	Build(b *Builder) error
 }

@@ -117,8 +117,15 @@ func (t *Table) encodeLocked(ops []op) (owner []int, err error) {
 	b := &t.batch
 	b.Reset()
 	owner = t.owner[:0]
+	t.groups.reset()
+	bulk := len(ops) >= bulkOps
 	for i := range ops {
 		o := &ops[i]
+		if bulk && !o.alone && (o.kind == opPut || o.kind == opRenew) {
+			t.groups.add(o, i)
+			continue
+		}
+		owner = t.encodeGroups(owner, ops)
 		switch o.kind {
 		case opPut:
 			t.encodePut(b, o)
@@ -145,6 +152,7 @@ func (t *Table) encodeLocked(ops []op) (owner []int, err error) {
 			owner = append(owner, i)
 		}
 	}
+	owner = t.encodeGroups(owner, ops)
 	t.owner = owner
 	return owner, nil
 }
@@ -179,6 +187,13 @@ func (t *Table) resolveLocked(ops []op, owner []int, refusal *nft.CommitError) e
 				return err
 			}
 			checked = true
+		}
+		if g := owner[f.Index]; g < 0 {
+			// One of many elements was refused: each tells for itself.
+			for _, i := range t.groups.sent[-1-g] {
+				ops[i].alone = true
+			}
+			continue
 		}
 		o := &ops[owner[f.Index]]
 		if o.part.err != nil {
@@ -235,16 +250,32 @@ func (t *Table) resolveOp(o *op, f nft.Failure) error {
 }
 
 // presentLocked returns ErrTableGone unless the table is the one that Install
-// made.
+// made, and takes it back if the socket that owned it was replaced: that may
+// happen in every exchange with the kernel.
 func (t *Table) presentLocked() error {
-	info, found, err := t.conn.GetTable(TableName)
-	if err != nil {
-		return err
+	for attempt := 0; ; attempt++ {
+		info, found, err := t.conn.GetTable(TableName)
+		switch {
+		case errors.Is(err, nft.ErrOverrun) && attempt == 0:
+			continue
+		case err != nil:
+			return err
+		case !found || info.Handle != t.handle:
+			return fmt.Errorf("commit: %w", ErrTableGone)
+		case t.feat.tableFlags&nft.TableOwner == 0:
+			return nil
+		}
+		port, err := t.conn.Port()
+		if err != nil || info.Owner == port {
+			return err
+		}
+		if attempt > 1 {
+			return fmt.Errorf("the table inet %s belongs to another process (netlink port %d)", TableName, info.Owner)
+		}
+		if err := t.takeBackLocked(); err != nil {
+			return err
+		}
 	}
-	if !found || info.Handle != t.handle {
-		return fmt.Errorf("commit: %w", ErrTableGone)
-	}
-	return nil
 }
 
 // Lookup asks the kernel for one element. left is what remains of its timeout,

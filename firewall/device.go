@@ -202,7 +202,24 @@ func (d *Device) Restore(_ time.Time, m *pcp.Mapping) error {
 	return nil
 }
 
-// MarkUsed stages the note that flows may have used m.
+// Recall is Restore that stages nothing, for a table that Adopt has taken over
+// with its elements: Restore may put them again at any time later.
+func (d *Device) Recall(_ time.Time, m *pcp.Mapping) error {
+	if err := d.serves(m); err != nil {
+		return err
+	}
+	m.External = m.Internal
+	return nil
+}
+
+// MarkUsed stages the note that flows may have used m, unless the notes that
+// packets have left are there.
 func (t *Table) MarkUsed(m *pcp.Mapping) {
+	t.mu.Lock()
+	noted := t.kept != nil && t.noted
+	t.mu.Unlock()
+	if noted {
+		return
+	}
 	t.Put(m, Element{Set: setUsed + familyOf(m.Internal.Addr()), Key: SocketKey(m)})
 }

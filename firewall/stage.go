@@ -28,8 +28,10 @@ const (
 // An op is one staged step. Steps are sent in the order in which they were
 // staged.
 type op struct {
-	part  *part
-	kind  opKind
+	part *part
+	kind opKind
+	// alone: a message that it shared with others was refused.
+	alone bool
 	elem  Element
 	build func(*nft.Batch) error // of opStructure
 }

@@ -31,7 +31,8 @@ type Table struct {
 	order  []*part // parts in the order of their first step
 	ops    []op
 	batch  nft.Batch
-	owner  []int
+	owner  []int // the op behind each message; -1-n for the nth group
+	groups groups
 	// filters is the structure for FILTER that the kernel has,
 	// filtersStaged what it has after the next Commit.
 	filters, filtersStaged filterSets
@@ -39,6 +40,9 @@ type Table struct {
 	// them since Adopt, until Reap; nil if everything in them is known.
 	explicit []string
 	kept     *kept
+	// found: Adopt found the notes of which mappings were used; noted: they
+	// are there, so that putting a mapping again need not make one.
+	found, noted bool
 }
 
 // Open connects to the kernel; nothing is changed before Install. Extensions
@@ -78,21 +82,37 @@ func (t *Table) Config() Config { return t.cfg }
 // if the table belongs to another running daemon.
 func (t *Table) Install(_ time.Time) error {
 	t.mu.Lock()
-	t.resetLocked()
+	dropped := t.resetLocked()
 	err := t.installLocked()
 	t.mu.Unlock()
+	dropped.abort()
 	if err != nil {
 		return fmt.Errorf("firewall: install table inet %s: %w", TableName, explain(err))
 	}
 	return nil
 }
 
-// resetLocked forgets what is staged.
-func (t *Table) resetLocked() {
+// aborted are parts that were staged and will not come about.
+type aborted []*part
+
+// abort tells those who wait. Their functions use the table, so it must not be
+// locked.
+func (a aborted) abort() {
+	for _, p := range a {
+		for _, f := range p.done {
+			f(ErrAborted)
+		}
+	}
+}
+
+// resetLocked forgets what is staged, and returns it.
+func (t *Table) resetLocked() aborted {
+	dropped := aborted(t.order)
 	t.ops, t.order = nil, nil
 	t.parts = map[*pcp.Mapping]*part{}
 	t.filters, t.filtersStaged = filterSets{}, filterSets{}
-	t.kept = nil
+	t.kept, t.found, t.noted = nil, false, false
+	return dropped
 }
 
 func (t *Table) installLocked() error {
@@ -187,12 +207,20 @@ func (t *Table) ownLocked() error {
 	if t.feat.tableFlags == 0 || t.handle == 0 {
 		return nil
 	}
+	return t.presentLocked()
+}
+
+func (t *Table) takeBackLocked() error {
 	var b nft.Batch
 	b.AddTable(TableName, t.feat.tableFlags)
-	if err := t.conn.Commit(&b); err != nil {
+	err := t.conn.Commit(&b)
+	if errors.Is(err, nft.ErrOverrun) {
+		err = t.conn.Commit(&b)
+	}
+	if err != nil {
 		return fmt.Errorf("firewall: take table inet %s back: %w", TableName, err)
 	}
-	return t.presentLocked()
+	return nil
 }
 
 // Verify asks whether the table is still the one that Install or Adopt made,
@@ -223,8 +251,17 @@ func (t *Table) Verify() error {
 // Remove deletes our table and nothing else. That there is none is success.
 func (t *Table) Remove() error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.resetLocked()
+	dropped := t.resetLocked()
+	err := t.removeLocked()
+	t.mu.Unlock()
+	dropped.abort()
+	if err != nil {
+		return fmt.Errorf("firewall: remove table inet %s: %w", TableName, explain(err))
+	}
+	return nil
+}
+
+func (t *Table) removeLocked() error {
 	_, exists, err := t.mayReplace()
 	if err == nil && exists {
 		var b nft.Batch
@@ -233,11 +270,10 @@ func (t *Table) Remove() error {
 			err = nil
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("firewall: remove table inet %s: %w", TableName, explain(err))
+	if err == nil {
+		t.handle = 0
 	}
-	t.handle = 0
-	return nil
+	return err
 }
 
 // Close closes the connection and leaves the table as it is.

@@ -140,8 +140,10 @@ func (p *dataPath) setExternal(external []netip.Prefix, now time.Time) error {
 const verifyInterval = time.Second
 
 // run looks after the table until ctx ends: mend is called when another
-// program has changed it, and must put everything back.
-func (p *dataPath) run(ctx context.Context, mend func() error) error {
+// program has changed it, and must put everything back. reconcile puts every
+// mapping into the kernel again.
+func (p *dataPath) run(ctx context.Context, mend func(context.Context) (*firewall.Review, error),
+	reconcile func(context.Context, time.Duration) (int, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	defer parts.Wait()
@@ -158,7 +160,8 @@ func (p *dataPath) run(ctx context.Context, mend func() error) error {
 			p.log.Warn("changes of the table by other programs are noticed late", "err", err)
 		}
 	})
-	parts.Go(func() { p.reap(ctx) })
+	r := &reviewer{log: p.log, table: p.table, reconcile: reconcile}
+	parts.Go(func() { r.run(ctx, p.adopted) })
 	tick := time.NewTicker(verifyInterval)
 	defer tick.Stop()
 	var pause backoff
@@ -190,7 +193,7 @@ func (p *dataPath) run(ctx context.Context, mend func() error) error {
 			default:
 			}
 			began := time.Now()
-			err := mend()
+			review, err := mend(ctx)
 			pause.done(time.Now())
 			if err != nil {
 				p.log.Error("the table could not be put right; trying again", "err", err)
@@ -198,20 +201,14 @@ func (p *dataPath) run(ctx context.Context, mend func() error) error {
 				continue
 			}
 			p.log.Info("the table is put right", "took", time.Since(began).Round(time.Microsecond))
-			parts.Go(func() { p.reap(ctx) })
+			if review != nil {
+				parts.Go(func() {
+					if err := r.reap(ctx, review); err != nil && ctx.Err() == nil {
+						p.log.Warn(err.Error())
+					}
+				})
+			}
 		}
-	}
-}
-
-// reap removes from the kernel what an earlier daemon, or another program, has
-// left there of mappings that do not exist.
-func (p *dataPath) reap(ctx context.Context) {
-	n, err := p.table.Reap(ctx)
-	if n > 0 {
-		p.log.Info("elements of no mapping removed from the kernel", "count", n)
-	}
-	if err != nil && ctx.Err() == nil {
-		p.log.Warn("elements of no mapping stay in the kernel until they time out", "err", err)
 	}
 }
 

@@ -157,13 +157,7 @@ func (d *daemon) start() error {
 		Logger: d.log,
 	})
 	d.server.AnnounceFrom(d.endpoints)
-	restored, lost := d.server.Restore(now, st.snapshot.Records)
-	if len(st.snapshot.Records) > 0 {
-		d.log.Info("mappings restored", "restored", restored, "lost", lost)
-	}
-	if st.lost || lost > 0 {
-		d.server.Announce(now, true)
-	}
+	d.restore(st, now)
 	// The addresses may have changed while no daemon ran.
 	return d.server.Readdress(now, nil)
 }
@@ -285,15 +279,6 @@ func (d *daemon) tellPassed() {
 	d.passed = text
 }
 
-// reinstall puts the kernel's table right and every mapping back into it.
-func (d *daemon) reinstall() error {
-	now := d.clock.now()
-	return d.server.Reinstate(now, func() error {
-		_, err := d.path.table.Adopt(now)
-		return err
-	})
-}
-
 // serve runs all parts until ctx ends or one of them fails, and waits for
 // them.
 func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpserver.PacketConn) error {
@@ -307,7 +292,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 			}
 		})
 	}
-	part(func() error { return d.path.run(ctx, d.reinstall) })
+	part(func() error { return d.path.run(ctx, d.reinstall, d.reconcile) })
 	part(func() error { return d.monitor.Run(ctx, d.interfacesChanged) })
 	part(func() error { return d.outside.run(ctx) })
 	part(func() error { return d.control.Serve(ctx, listener) })

@@ -171,7 +171,7 @@ func TestTableComesBack(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- d.path.run(ctx, d.reinstall) }()
+	go func() { done <- d.path.run(ctx, d.reinstall, d.reconcile) }()
 	nstest.Eventually(t, 10*time.Second, "the mapping is back", mapped)
 	cancel()
 	must(t, <-done)

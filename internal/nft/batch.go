@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,9 +15,9 @@ const (
 	msgHeader = 16 // struct nlmsghdr
 	nfHeader  = 4  // struct nfgenmsg
 
-	// maxElements bounds the elements of one message: the length of an
+	// MaxElements bounds the elements of one message: the length of an
 	// attribute has 16 bits.
-	maxElements = 400
+	MaxElements = 400
 )
 
 // Batch is one transaction under construction. The zero Batch is empty and
@@ -217,16 +218,31 @@ func (b *Batch) elements(typ, flags uint16, table, set string) (at, n int) {
 // AddElems adds many elements in as few messages as possible and returns the
 // index of the last one.
 func (b *Batch) AddElems(table, set string, elems []Elem) int {
+	return b.many(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, set, elems)
+}
+
+// AddElemsExclusive is AddElems that says EEXIST if one of the keys exists.
+func (b *Batch) AddElemsExclusive(table, set string, elems []Elem) int {
+	return b.many(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, table, set, elems)
+}
+
+// DelElems deletes the elements with these keys; ENOENT if one is missing.
+func (b *Batch) DelElems(table, set string, elems []Elem) int {
+	return b.many(unix.NFT_MSG_DELSETELEM, 0, table, set, elems)
+}
+
+func (b *Batch) many(typ, flags uint16, table, set string, elems []Elem) int {
 	last := -1
-	for len(elems) > 0 {
-		k := min(len(elems), maxElements)
-		at, n := b.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, set)
-		for _, e := range elems[:k] {
+	for chunk := range slices.Chunk(elems, MaxElements) {
+		at, n := b.elements(typ, flags, table, set)
+		for _, e := range chunk {
+			if typ == unix.NFT_MSG_DELSETELEM {
+				e = Elem{Key: e.Key}
+			}
 			b.buf = appendElem(b.buf, e)
 		}
 		b.buf = end(b.buf, n)
 		last = b.finish(at)
-		elems = elems[k:]
 	}
 	return last
 }

@@ -66,13 +66,14 @@ func (e *CommitError) Is(target error) bool {
 // Conn is one NETLINK_NETFILTER socket. Its methods may be called from
 // several goroutines; they follow one another.
 type Conn struct {
-	mu    sync.Mutex // guards all below
-	fd    int
-	netns int
-	seq   uint32
-	rbuf  []byte
-	torn  bool  // the last dump was interrupted by a change
-	req   Batch // for single reads
+	mu     sync.Mutex // guards all below
+	fd     int        // -1: it could not be replaced, or closed
+	closed bool
+	netns  int
+	seq    uint32
+	rbuf   []byte
+	torn   bool  // the last dump was interrupted by a change
+	req    Batch // for single reads
 }
 
 // Dial opens the socket in the calling process' network namespace.
@@ -152,6 +153,7 @@ func inNetNS(netns int, f func() error) error {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.closed = true
 	if c.fd < 0 {
 		return nil
 	}
@@ -168,8 +170,8 @@ func (c *Conn) Commit(b *Batch) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fd < 0 {
-		return fmt.Errorf("commit: %w", unix.EBADF)
+	if err := c.ready(); err != nil {
+		return fmt.Errorf("commit: %w", err)
 	}
 	first := c.seq
 	msg, last := b.seal(first)
@@ -243,6 +245,18 @@ func (c *Conn) receive(wait bool) (int, error) {
 	}
 }
 
+// ready tries once more to open a socket that could not be replaced. It is
+// ErrOverrun then as well: tables that the old one owned are orphans.
+func (c *Conn) ready() error {
+	switch {
+	case c.closed:
+		return unix.EBADF
+	case c.fd >= 0:
+		return nil
+	}
+	return errors.Join(ErrOverrun, c.open())
+}
+
 // reopen replaces a socket whose replies can no longer be told apart.
 func (c *Conn) reopen() error {
 	unix.Close(c.fd)
@@ -289,8 +303,8 @@ var errDone = errors.New("done")
 // read sends the one message in c.req and calls f for each reply of type
 // want. dump goes on to NLMSG_DONE.
 func (c *Conn) read(flags, want uint16, f func(body []byte) error) error {
-	if c.fd < 0 {
-		return unix.EBADF
+	if err := c.ready(); err != nil {
+		return err
 	}
 	dump := flags&unix.NLM_F_DUMP != 0
 	at := c.req.off[0]

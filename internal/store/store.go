@@ -91,14 +91,10 @@ type Store struct {
 type digest [sha256.Size]byte
 
 func (d *digest) toggle(key, value []byte) {
-	h := sha256.New()
-	var n [4]byte
-	binary.BigEndian.PutUint32(n[:], uint32(len(key)))
-	h.Write(n[:])
-	h.Write(key)
-	h.Write(value)
-	var sum digest
-	h.Sum(sum[:0])
+	var space [256]byte // enough for most, so nothing is allocated
+	b := binary.BigEndian.AppendUint32(space[:0], uint32(len(key)))
+	b = append(append(b, key...), value...)
+	sum := sha256.Sum256(b)
 	for i := range d {
 		d[i] ^= sum[i]
 	}
@@ -141,7 +137,7 @@ func openUnguarded(path string, level Level) (st *Store, snap Snapshot, err erro
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err = createFile(path, content{}); err != nil {
+		if err = createFile(path, content{}, ""); err != nil {
 			return nil, snap, err
 		}
 	case err != nil:
@@ -162,7 +158,7 @@ func openUnguarded(path string, level Level) (st *Store, snap Snapshot, err erro
 	if all.open != nil {
 		// Nobody closed it: its records are whole, but the list of its free
 		// pages has no digest. A file written anew has a good one.
-		if err = createFile(path, all); err != nil {
+		if err = createFile(path, all, path); err != nil {
 			return nil, snap, err
 		}
 	}
@@ -204,17 +200,15 @@ func closeQuietly(db *bolt.DB) {
 
 // content is everything in a file.
 type content struct {
-	raw     []pair
 	records []pcpserver.Record
 	epoch   time.Time
 	digest  digest
 	open    []byte // the level of whoever did not close it
 }
 
-type pair struct{ k, v []byte }
-
-// createFile writes a whole new file beside path and puts it in its place.
-func createFile(path string, c content) error {
+// createFile writes a whole new file beside path and puts it in its place. The
+// records are those of the file from, if that is not empty.
+func createFile(path string, c content, from string) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("state file: %w", err)
@@ -229,8 +223,8 @@ func createFile(path string, c content) error {
 			return err
 		}
 		mappings.FillPercent = 0.9
-		for _, p := range c.raw {
-			if err := mappings.Put(p.k, p.v); err != nil {
+		if from != "" {
+			if err := copyRecords(mappings, from); err != nil {
 				return err
 			}
 		}
@@ -263,9 +257,26 @@ func createFile(path string, c content) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// copyRecords puts the records of a file that was verified into a bucket.
+func copyRecords(to *bolt.Bucket, from string) error {
+	db, err := openFile(from, true)
+	if err != nil {
+		return err
+	}
+	defer closeQuietly(db)
+	return db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketMappings).ForEach(func(k, v []byte) error {
+			return to.Put(k, bytes.Clone(v)) // which must outlive db
+		})
+	})
+}
+
 func putEpoch(meta *bolt.Bucket, start time.Time) error {
 	return meta.Put(keyEpoch, binary.BigEndian.AppendUint64(nil, uint64(start.UnixNano())))
 }
+
+// leastRecord is less than a record takes in the file.
+const leastRecord = 32
 
 // verify reads everything, without changing the file, and compares it with
 // the digest.
@@ -294,6 +305,7 @@ func verify(path string) (content, error) {
 		}
 		c.open = bytes.Clone(meta.Get(keyOpen))
 		copy(c.digest[:], meta.Get(keyDigest))
+		c.records = make([]pcpserver.Record, 0, min(mappings.Stats().KeyN, int(tx.Size())/leastRecord))
 		return mappings.ForEach(func(k, v []byte) error {
 			sum.toggle(k, v)
 			r, err := decode(k, v)
@@ -301,7 +313,6 @@ func verify(path string) (content, error) {
 				return &damageError{err}
 			}
 			c.records = append(c.records, r)
-			c.raw = append(c.raw, pair{bytes.Clone(k), bytes.Clone(v)})
 			return nil
 		})
 	})

@@ -67,6 +67,13 @@ type Restorer interface {
 	Restore(now time.Time, m *pcp.Mapping) error
 }
 
+// A Recaller can take m back into its own memory only, when what it works on has
+// outlived the server: a Restore of the same mapping follows, in
+// Server.Reconcile, and requests may come before that.
+type Recaller interface {
+	Recall(now time.Time, m *pcp.Mapping) error
+}
+
 // Subscriber is what a server needs to know of the sender of a request.
 type Subscriber struct {
 	// ID is what quotas are counted by; the zero Prefix stands for the

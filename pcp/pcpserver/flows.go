@@ -44,14 +44,18 @@ func (s *Server) Recheck(now time.Time, keys []pcp.Key) (restored, ended int) {
 	if len(missing) == 0 {
 		return 0, 0
 	}
-	failed := s.putBack(now, missing)
+	failed, err := s.putBack(now, missing)
+	if err != nil {
+		s.log.Warn("mappings that are missing could not be put back; they are looked at again when a flow of theirs ends", "err", err)
+		return 0, 0
+	}
 	var gone []*entry
 	for _, e := range missing {
 		if failed[e] != nil {
 			gone = append(gone, e)
 		}
 	}
-	err := s.evict(now, gone, pcp.DeleteMoved, func(e *entry) {
+	err = s.evict(now, gone, pcp.DeleteMoved, func(e *entry) {
 		ended++
 		s.queueError(now, e, resultOf(failed[e]).Result)
 		s.event(EventDeleted, e, now)

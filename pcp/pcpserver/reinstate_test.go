@@ -36,8 +36,8 @@ func reinstated(t *testing.T) (*pcpserver.Server, *pcptest.Backend, *[]pcpserver
 }
 
 func TestReinstate(t *testing.T) {
-	wipe := func(s *pcpserver.Server, device *pcptest.Backend) func() error {
-		return func() error {
+	wipe := func(s *pcpserver.Server, device *pcptest.Backend) func() (bool, error) {
+		return func() (bool, error) {
 			var all []pcp.Mapping
 			for _, port := range []string{":5000", ":5001"} {
 				m, ok := device.Mapping(pcp.Key{Protocol: pcp.ProtocolUDP, Internal: netip.MustParseAddrPort(client + port)})
@@ -51,7 +51,7 @@ func TestReinstate(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			return device.Commit(start, nil)
+			return false, device.Commit(start, nil)
 		}
 	}
 	t.Run("every mapping is put back as it was", func(t *testing.T) {
@@ -75,10 +75,10 @@ func TestReinstate(t *testing.T) {
 		*events = nil
 		now := start.Add(100e9)
 		renew := wipe(s, device)
-		err := s.Reinstate(now, func() error {
-			err := renew()
+		err := s.Reinstate(now, func() (bool, error) {
+			_, err := renew()
 			device.FailNext(pcptest.CallRestore, 1, errors.New("no"))
-			return err
+			return false, err
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +93,7 @@ func TestReinstate(t *testing.T) {
 	t.Run("nothing changes if the tables cannot be made", func(t *testing.T) {
 		s, device, _ := reinstated(t)
 		want := errors.New("no tables")
-		if err := s.Reinstate(start, func() error { return want }); err != want {
+		if err := s.Reinstate(start, func() (bool, error) { return false, want }); err != want {
 			t.Errorf("got %v, want %v", err, want)
 		}
 		if device.Len() != 2 || s.Stats(start).Mappings["map"] != 2 {

@@ -217,12 +217,26 @@ func (s *Server) storeEpoch() {
 // of it. One that has more than MaxLifetime left is shortened, and its client
 // is sent a mapping update.
 func (s *Server) Restore(now time.Time, records []Record) (restored, lost int) {
+	return s.takeIn(now, records, false)
+}
+
+// Recall is Restore for devices that nobody has touched since the records were
+// made: those that are Recallers are only told of their mappings, so that
+// requests can be answered sooner. Reconcile must follow; it puts every mapping
+// into its device again, so that what the device lacks, or has otherwise than
+// the records, is soon put right.
+func (s *Server) Recall(now time.Time, records []Record) (recalled, lost int) {
+	return s.takeIn(now, records, true)
+}
+
+func (s *Server) takeIn(now time.Time, records []Record, recall bool) (restored, lost int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.table.reserve(len(records))
 	forbidden := 0
 	for len(records) > 0 {
 		n := min(len(records), evictBatch)
-		in := s.restoreSome(now, records[:n])
+		in := s.restoreSome(now, records[:n], recall)
 		restored, lost, forbidden = restored+in.restored, lost+in.lost, forbidden+in.forbidden
 		records = records[n:]
 	}
@@ -234,13 +248,14 @@ func (s *Server) Restore(now time.Time, records []Record) (restored, lost int) {
 
 // intake is what becomes of records.
 type intake struct {
+	recall                    bool
 	staged                    []*entry
 	dead                      []pcp.Key
 	restored, lost, forbidden int
 }
 
-func (s *Server) restoreSome(now time.Time, records []Record) *intake {
-	in := &intake{staged: make([]*entry, 0, len(records))}
+func (s *Server) restoreSome(now time.Time, records []Record, recall bool) *intake {
+	in := &intake{recall: recall, staged: make([]*entry, 0, len(records))}
 	for i := range records {
 		s.stageRecord(now, &records[i], in)
 	}
@@ -288,7 +303,7 @@ func (s *Server) stageRecord(now time.Time, r *Record, in *intake) {
 		ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure, exactAddress: r.PreferFailure && !r.AnyAddress}
 	e.shortened = e.expires.Before(r.Expires)
 	e.m.Lifetime = ceilSecond(e.expires.Sub(now))
-	err := svc.restore(now, e)
+	err := svc.restore(now, e, in.recall)
 	permitted := svc.permits(r)
 	switch {
 	case err != nil:
@@ -327,7 +342,7 @@ func (s *Server) serviceOfType(t Type, internal netip.Addr) *service {
 
 // restore stages e. A mapping whose external address is no longer the
 // device's is kept suspended until Readdress moves it.
-func (svc *service) restore(now time.Time, e *entry) error {
+func (svc *service) restore(now time.Time, e *entry, recall bool) error {
 	r, ok := svc.Device.(Restorer)
 	if !ok {
 		return errors.New("device cannot restore mappings")
@@ -335,6 +350,9 @@ func (svc *service) restore(now time.Time, e *entry) error {
 	if svc.external != nil && !svc.external.External(e.m.External.Addr()) {
 		e.suspended = true
 		return nil
+	}
+	if known, ok := svc.Device.(Recaller); ok && recall {
+		return known.Recall(now, &e.m)
 	}
 	return r.Restore(now, &e.m)
 }

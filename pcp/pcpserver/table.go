@@ -41,6 +41,7 @@ type entry struct {
 	inboundNonce pcp.Nonce
 	slot         int64
 	next, prev   *entry // neighbours in the wheel's slot
+	at           int    // in table.all
 }
 
 // socket is an internal endpoint: what all mappings of it have in common.
@@ -64,6 +65,7 @@ type subscriber struct {
 // its operations are O(1).
 type table struct {
 	byKey       map[pcp.Key]*entry
+	all         []*entry          // in no order, to be walked in steps
 	peers       map[socket]*entry // head of the list of PEER mappings
 	subscribers map[netip.Prefix]*subscriber
 	wheel       wheel
@@ -83,8 +85,17 @@ func (t *table) inbound(k socket) *entry {
 	return t.byKey[pcp.Key{Protocol: k.protocol, Realm: k.realm, Internal: k.internal}]
 }
 
+// reserve makes room for n entries in a table that is empty.
+func (t *table) reserve(n int) {
+	if len(t.byKey) == 0 {
+		t.byKey, t.all = make(map[pcp.Key]*entry, n), make([]*entry, 0, n)
+	}
+}
+
 func (t *table) insert(e *entry) {
 	t.byKey[e.m.Key()] = e
+	e.at = len(t.all)
+	t.all = append(t.all, e)
 	if e.m.Kind == pcp.KindPeer {
 		e.sibling = t.peers[e.socket()]
 		t.peers[e.socket()] = e
@@ -99,6 +110,11 @@ func (t *table) remove(e *entry) {
 		return
 	}
 	delete(t.byKey, e.m.Key())
+	last := len(t.all) - 1
+	t.all[e.at] = t.all[last]
+	t.all[e.at].at = e.at
+	t.all[last] = nil
+	t.all = t.all[:last]
 	t.wheel.remove(e)
 	t.release(e.sub)
 	if e.m.Kind != pcp.KindPeer {
