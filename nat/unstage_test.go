@@ -41,6 +41,9 @@ func TestRefusedCommitGivesBack(t *testing.T) {
 		if !may(b, other, "0.0.0.0:6000") {
 			t.Error("the port is lost")
 		}
+		if ext := b.add(mapping(udp, mine, "")); ext == "203.0.113.2:6000" {
+			t.Error("both hosts have it")
+		}
 	})
 	t.Run("of PEER too", func(t *testing.T) {
 		b := newBench(t)
