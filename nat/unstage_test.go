@@ -92,6 +92,31 @@ func TestRefusedCommitGivesBack(t *testing.T) {
 			t.Error("the end of the last mapping does not free the port: the refused one still counts")
 		}
 	})
+	t.Run("the last mapping goes in the same transaction", func(t *testing.T) {
+		b := newBench(t)
+		m := mapping(udp, mine, "0.0.0.0:6000")
+		b.add(m)
+		b.table.Put(nil, firewall.Element{Set: "peer4out", Key: key20(mine, echo1), Value: firewall.AddrPortValue(ap("203.0.113.2:6001"))})
+		if err := b.commit(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.dev.AddDynamic(b.now, peering(udp, mine, echo1, ""), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.dev.DeleteMapping(b.now, m, pcp.DeleteRequested); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.commit(); !errors.Is(err, pcp.ErrConflict) {
+			t.Fatalf("the commit ended with %v, want a conflict", err)
+		}
+		if may(b, other, "0.0.0.0:6000") {
+			t.Error("another host got a port that rests")
+		}
+		b.now = b.now.Add(121 * time.Second)
+		if !may(b, other, "0.0.0.0:6000") {
+			t.Error("the port is lost")
+		}
+	})
 	t.Run("a renewal leaves the lifetime as it was", func(t *testing.T) {
 		b := newBench(t)
 		m := mapping(udp, mine, "0.0.0.0:6000")
