@@ -1,11 +1,10 @@
 package nat
 
 import (
-	"context"
-	"errors"
+	"fmt"
 	"net/netip"
-	"time"
 
+	"pcpd/internal/nft"
 	"pcpd/pcp"
 )
 
@@ -22,48 +21,45 @@ func (d *Device) Owner(addr netip.Addr, port uint16, protocol pcp.Protocol) (sub
 	if err == nil && found {
 		return parseEndpoint(value).Addr(), true
 	}
-	for _, p := range d.cfg.pools() {
-		if subscriber, ok = p.SubscriberOf(addr, port); ok {
-			return subscriber, true
+	for _, p := range d.pools {
+		if !p.addrs.contains(addr) {
+			continue
+		}
+		if p.Allocation == AllocationDeterministic {
+			return p.subscriberOf(p.addrs, addr, port)
+		}
+		if p.Allocation != AllocationBlocks {
+			break
+		}
+		block := netip.AddrPortFrom(addr, p.block(port).First)
+		value, _, found, err := d.table.Lookup(mapBlockOwner, endpointValue(block))
+		if err == nil && found && len(value) == 4 {
+			return netip.AddrFrom4([4]byte(value)), true
 		}
 	}
 	return netip.Addr{}, false
 }
 
-// Blocks calls yield for each port block that is allocated, those of
-// deterministic pools excepted, until it returns false. It may be called from
-// any goroutine.
-func (d *Device) Blocks(yield func(Block) bool) error { return nil }
-
-// SetPools stages other pools (RFC 6888, REQ-3). Once the caller has committed
-// it, what used an address that is gone ends as with SetExternal. Nobody else
-// is moved: subscribers keep their external address, ports and blocks as long
-// as they use them.
-func (d *Device) SetPools(now time.Time, pools []Pool) error {
-	if err := validatePools(pools); err != nil {
+// Blocks calls yield for each block of ports that is allocated, those of
+// deterministic pools excepted, until it returns false. The order is any.
+func (d *Device) Blocks(yield func(Block) bool) error {
+	conn, err := nft.DialNetNS(d.table.Config().NetNS)
+	if err != nil {
+		return fmt.Errorf("nat: %w", err)
+	}
+	defer conn.Close()
+	s, err := d.survey(conn)
+	if err != nil {
 		return err
 	}
-	if len(pools) != 1 {
-		return errors.New("nat: one pool is possible")
+	for block, host := range s.owner {
+		p := d.poolOf(host)
+		if p == nil || p.Allocation != AllocationBlocks {
+			continue
+		}
+		if !yield(Block{Pool: p.Name, Subscriber: host, External: block.Addr(), Ports: p.block(block.Port())}) {
+			break
+		}
 	}
-	return d.SetExternal(now, pools[0].External)
-}
-
-// A Survey tells which blocks were idle when it was made.
-type Survey struct{}
-
-// Survey finds blocks that nobody uses. It takes a second with 100,000 blocks
-// and may be called from any goroutine; give what it returns to Release.
-func (d *Device) Survey() (Survey, error) { return Survey{}, nil }
-
-// Release stages the end of blocks that have been idle for Pool.BlockIdle. A
-// daemon calls Survey and Release about every minute. A block rests for
-// Config.Quarantine before another subscriber can have it.
-func (d *Device) Release(now time.Time, s Survey) {}
-
-// Watch gives events to Config.OnEvent as they happen, until ctx ends. It
-// returns nil then, and otherwise what kept it from going on.
-func (d *Device) Watch(ctx context.Context) error {
-	<-ctx.Done()
 	return nil
 }

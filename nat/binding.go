@@ -26,6 +26,9 @@ type binding struct {
 	socket
 	external netip.AddrPort
 	ends     ends
+	// home keeps the host on an address that is not what the pool would give
+	// it now; nil if it is.
+	home *firewall.Element
 	// fresh is the claim on the endpoint until a mapping of it is in force.
 	fresh *claim
 }
@@ -132,10 +135,14 @@ func (b *binding) takenElement(now time.Time) firewall.Element {
 
 // shared are the elements that all mappings of the binding need.
 func (b *binding) shared(now time.Time) []firewall.Element {
-	if !b.protocol.HasPorts() {
-		return []firewall.Element{b.snatElement(now)}
+	list := []firewall.Element{b.snatElement(now)}
+	if b.protocol.HasPorts() {
+		list = append(list, b.takenElement(now))
 	}
-	return []firewall.Element{b.snatElement(now), b.takenElement(now)}
+	if b.home != nil {
+		list = append(list, *b.home)
+	}
+	return list
 }
 
 // elements are those that one mapping of the binding needs for itself.

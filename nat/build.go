@@ -16,31 +16,35 @@ import (
 // it is what makes a Device a firewall.Extension.
 func (d *Device) Build(b *firewall.Builder) error {
 	c := b.Config()
-	d.rules = rules{own: d.cfg.Own, eif: d.cfg.EIF, mark: c.Mark, external: c.External,
-		served: d.cfg.Served, pool: d.pool}
+	d.rules = rules{own: d.cfg.Own, mark: c.Mark, external: c.External, pools: d.pools,
+		code: d.cfg.ExhaustedCode, events: d.cfg.OnEvent != nil}
+	d.layout = d.rules.layout(fixedElements(d.pools), prefixElements(d.cfg.Untranslated))
 	b.Set(sets()...)
+	b.Set(d.layout.sets...)
 	b.Explicit(mapDNAT, mapSNAT, mapDNATAll, mapSNATAll, mapPeerIn, mapPeerOut)
 	b.Elements(setReserved, reservedElements(d.cfg.Reserved)...)
 	d.services = d.listening()
 	for s := range d.services {
 		b.Elements(setService, nft.Elem{Key: portKey(s.Protocol, s.Addr.Port())})
 	}
-	for _, chain := range chains(d.cfg.Own) {
+	for _, set := range slices.Sorted(maps.Keys(d.layout.elems)) {
+		b.Elements(set, d.layout.elems[set]...)
+	}
+	for _, chain := range hooks(d.cfg.Own) {
 		b.Chain(chain)
 	}
-	perAddress := d.rules.perAddress()
-	for _, name := range slices.Sorted(maps.Keys(perAddress)) {
-		if name != chainConflict && name != chainClash {
-			b.Chain(nft.Chain{Name: name})
-		}
+	for _, name := range slices.Sorted(maps.Keys(d.layout.chains)) {
+		b.Chain(nft.Chain{Name: name})
 	}
-	for _, part := range []map[string][]nft.Rule{d.rules.fixed(), perAddress} {
+	for _, part := range []map[string][]nft.Rule{d.rules.fixed(), d.layout.chains} {
 		for _, name := range slices.Sorted(maps.Keys(part)) {
 			b.Rules(name, part[name]...)
 		}
 	}
 	if d.cfg.Own {
-		b.Serve(d.cfg.Served...)
+		for _, p := range d.pools {
+			b.Serve(p.Internal...)
+		}
 	}
 	d.inherited = b.Keeps(setTaken)
 	if !b.Keeps(mapEIM) || !b.Keeps(mapEIF) || !b.Keeps(setTaken) {
@@ -66,30 +70,73 @@ func (d *Device) Reaped(e firewall.Element) []firewall.Element {
 // maxAdopted bounds the elements that one transaction begins with.
 const maxAdopted = 1 << 16
 
-// adopt lets running flows keep their ports in a table made anew: conntrack
-// knows them, and a new socket must not draw one of those ports before their
-// next packet is seen.
+// adopt lets running flows keep their ports and blocks in a table made anew:
+// conntrack knows them, and a new socket must not draw one of those ports
+// before their next packet is seen.
 func (d *Device) adopt(b *firewall.Builder) {
-	internal, external := map[socket]bool{}, map[slot]bool{}
-	for _, addr := range d.pool {
-		flows, err := d.cfg.Flows.Flows(ct.As(pcp.ProtocolAll, netip.AddrPortFrom(addr, 0)))
-		if err != nil {
-			d.log.Warn("the ports of running flows are unknown until their next packet", "external", addr, "err", err)
-			return
-		}
-		for _, f := range flows {
-			in, out := socket{f.Orig.Protocol, f.Orig.Src}, slot{f.Orig.Protocol, f.Reply.Dst}
-			if !f.Translated() || out.external.Port() == 0 || internal[in] || external[out] || len(external) == maxAdopted {
-				continue
+	a := adoption{b: b, internal: map[socket]bool{}, external: map[slot]bool{},
+		homes: map[netip.Addr]bool{}, blocks: map[netip.AddrPort]bool{}, counts: map[netip.Addr]int{}}
+	for _, p := range d.pools {
+		for _, addr := range p.addrs {
+			flows, err := d.cfg.Flows.Flows(ct.As(pcp.ProtocolAll, netip.AddrPortFrom(addr, 0)))
+			if err != nil {
+				d.log.Warn("the ports of running flows are unknown until their next packet", "external", addr, "err", err)
+				return
 			}
-			internal[in], external[out] = true, true
-			inKey, outKey := endpointKey(in.internal, in.protocol), endpointKey(out.external, out.protocol)
-			timeout := min(max(f.Timeout, time.Minute), establishedTimeout)
-			b.Elements(mapEIM, nft.Elem{Key: inKey, Value: endpointValue(out.external), Timeout: timeout})
-			b.Elements(mapEIF, nft.Elem{Key: outKey, Value: endpointValue(in.internal), Timeout: timeout})
-			b.Elements(setTaken, nft.Elem{Key: outKey, Timeout: timeout})
+			for _, f := range flows {
+				if p.serves(f.Orig.Src.Addr()) && f.Translated() && f.Reply.Dst.Port() != 0 {
+					a.take(p, f)
+				}
+			}
 		}
 	}
+}
+
+// adoption is what adopt has put into the table.
+type adoption struct {
+	b        *firewall.Builder
+	internal map[socket]bool
+	external map[slot]bool
+	homes    map[netip.Addr]bool
+	blocks   map[netip.AddrPort]bool
+	counts   map[netip.Addr]int // blocks of each subscriber
+}
+
+func (a *adoption) take(p *realm, f ct.Flow) {
+	in, out := socket{f.Orig.Protocol, f.Orig.Src}, slot{f.Orig.Protocol, f.Reply.Dst}
+	dependent := p.Mapping == MappingEndpointDependent
+	if a.internal[in] && !dependent || a.external[out] || len(a.external) == maxAdopted {
+		return
+	}
+	a.internal[in], a.external[out] = true, true
+	inKey, outKey := endpointKey(in.internal, in.protocol), endpointKey(out.external, out.protocol)
+	timeout := min(max(f.Timeout, time.Minute), establishedTimeout)
+	if !dependent {
+		a.b.Elements(mapEIM, nft.Elem{Key: inKey, Value: endpointValue(out.external), Timeout: timeout})
+	}
+	a.b.Elements(mapEIF, nft.Elem{Key: outKey, Value: endpointValue(in.internal), Timeout: timeout})
+	a.b.Elements(setTaken, nft.Elem{Key: outKey, Timeout: timeout})
+	host, addr := in.internal.Addr(), out.external.Addr()
+	if p.Allocation != AllocationDeterministic && !a.homes[host] {
+		a.homes[host] = true
+		e := nft.Elem{Key: addrValue(host), Value: homeValue(p.id, addr), Timeout: homeTimeout}
+		if p.Allocation == AllocationBlocks {
+			e.Timeout = 0
+		}
+		a.b.Elements(mapHome, e)
+	}
+	first := p.block(out.external.Port()).First
+	block := netip.AddrPortFrom(addr, first)
+	if p.Allocation != AllocationBlocks || a.blocks[block] || a.counts[host] == p.MaxBlocks || !p.whole(first) {
+		return
+	}
+	a.blocks[block] = true
+	key := endpointValue(block)
+	a.b.Elements(mapBlocks, nft.Elem{Key: blockKey(host, a.counts[host]), Value: blockValue(p.id, addr, first)})
+	a.b.Elements(mapBlockOwner, nft.Elem{Key: key, Value: addrValue(host)})
+	a.b.Elements(setBlockTaken, nft.Elem{Key: key})
+	a.b.Elements(setBlockLive, nft.Elem{Key: key, Timeout: timeout})
+	a.counts[host]++
 }
 
 // reservedElements are the ports that ordinary flows do not draw, as
@@ -116,98 +163,4 @@ func reservedElements(reserved []PortRange) []nft.Elem {
 		elems = append(elems, nft.Elem{Key: key(next), IntervalEnd: true})
 	}
 	return elems
-}
-
-// External reports whether addr is one of the external addresses.
-func (d *Device) External(addr netip.Addr) bool { return d.pool.contains(addr) }
-
-// SetExternal stages other external addresses. Once the caller has committed
-// it, the flows of addresses that are gone are cut, and so are the ordinary
-// sockets' ports forgotten; explicit mappings stay until the caller deletes
-// them with pcp.DeleteMoved and adds them anew. External tells which those
-// are. With several addresses an internal host may get another one.
-func (d *Device) SetExternal(now time.Time, prefixes []netip.Prefix) error {
-	after, err := newPool(prefixes)
-	if err != nil {
-		return err
-	}
-	before := d.pool
-	if slices.Equal(before, after) {
-		return nil
-	}
-	if d.rules.external == "" {
-		d.setPool(after) // Build has not been called yet
-		return nil
-	}
-	old := d.rules.perAddress()
-	d.setPool(after)
-	staged := d.rules.perAddress()
-	for name := range old {
-		if _, stays := staged[name]; !stays {
-			staged[name] = nil
-		}
-	}
-	d.stageChains(staged)
-	var gone []netip.Addr
-	for _, addr := range before {
-		if !after.contains(addr) {
-			gone = append(gone, addr)
-		}
-	}
-	if len(gone) > 0 {
-		d.forgetOrdinary(now)
-	}
-	d.table.OnDone(nil, func(err error) {
-		if err != nil {
-			d.setPool(before)
-			return
-		}
-		for _, addr := range gone {
-			d.leave(addr)
-		}
-	})
-	return nil
-}
-
-func (d *Device) setPool(p pool) { d.pool, d.rules.pool = p, p }
-
-// stageChains stages chains so that each comes after those that it leads to:
-// a chain must exist before a rule names it.
-func (d *Device) stageChains(chains map[string][]nft.Rule) {
-	for name := range chains {
-		d.table.StageChain(name)
-	}
-	for name, rules := range chains {
-		d.table.StageChain(name, rules...)
-	}
-}
-
-// forgetOrdinary stages that ordinary sockets lose their ports, since those
-// may be of an address that is gone; running flows of the others are learned
-// again from their packets. Ports in use and in quarantine stay taken.
-func (d *Device) forgetOrdinary(now time.Time) {
-	for _, set := range []string{mapEIM, mapEIF, setTaken} {
-		d.table.StageFlush(set)
-	}
-	for _, b := range d.bindings {
-		if b.protocol.HasPorts() {
-			d.table.Put(nil, b.takenElement(now))
-		}
-	}
-	d.alloc.resting(now, func(s slot, left time.Duration) {
-		if s.protocol.HasPorts() {
-			d.table.Put(nil, firewall.Element{Set: setTaken, Key: endpointKey(s.external, s.protocol), Timeout: left})
-		}
-	})
-}
-
-// leave ends what is left of an external address.
-func (d *Device) leave(addr netip.Addr) {
-	d.alloc.forget(addr)
-	all := netip.AddrPortFrom(addr, 0)
-	for _, m := range []ct.Match{ct.To(pcp.ProtocolAll, all), ct.As(pcp.ProtocolAll, all)} {
-		if err := d.cfg.Flows.Delete(m); err != nil {
-			d.log.Warn("flows of a former external address may live on", "external", addr, "err", err)
-		}
-	}
 }

@@ -45,9 +45,13 @@ func (d *Device) choose(now time.Time, m *pcp.Mapping, preferFailure bool) (neti
 // if it can be had, else a random one. The kernel does not rewrite the ports
 // of every protocol, so the rarer ones keep theirs.
 func (d *Device) pick(now time.Time, m *pcp.Mapping) (netip.AddrPort, error) {
-	addr := d.pool.of(m.Internal.Addr())
+	p := d.poolOf(m.Internal.Addr())
+	addr := d.home(p, m.Internal.Addr())
+	if p.Allocation != AllocationShared && rewritten(m.Protocol) {
+		return d.pickInBlock(now, m, p, addr)
+	}
 	same := netip.AddrPortFrom(addr, m.Internal.Port())
-	if (same.Port() >= firstFree || !rewritten(m.Protocol)) && d.grantable(now, m, same) {
+	if (p.Ports.Contains(same.Port()) || !rewritten(m.Protocol)) && d.grantable(now, m, same) {
 		return same, nil
 	}
 	switch {
@@ -57,7 +61,7 @@ func (d *Device) pick(now time.Time, m *pcp.Mapping) (netip.AddrPort, error) {
 	case !rewritten(m.Protocol):
 		return netip.AddrPort{}, pcp.NewError(pcp.ResultNoResources, "the external port, which must be the internal one, is not free")
 	}
-	port, ok := d.alloc.draw(now, m.Protocol, addr, func(port uint16) bool {
+	port, ok := d.alloc.draw(now, m.Protocol, addr, p.Ports, func(port uint16) bool {
 		return d.grantable(now, m, netip.AddrPortFrom(addr, port))
 	})
 	if !ok {
@@ -72,14 +76,17 @@ func rewritten(p pcp.Protocol) bool { return p == pcp.ProtocolTCP || p == pcp.Pr
 
 // suggestion returns the endpoint that is suggested, with our address for an
 // unspecified one; the zero AddrPort if it suggests no port, an address that
-// is not the host's, or what no client gets. A bad suggestion is no error.
+// is not the host's, or a port outside of its blocks. A bad suggestion is no error.
 func (d *Device) suggestion(m *pcp.Mapping) netip.AddrPort {
-	addr := d.pool.of(m.Internal.Addr())
+	p := d.poolOf(m.Internal.Addr())
+	addr := d.home(p, m.Internal.Addr())
 	s := m.External
 	switch {
 	case s.Port() == 0 || !anyAddr(s.Addr()) && s.Addr() != addr:
 		return netip.AddrPort{}
 	case !rewritten(m.Protocol) && s.Port() != m.Internal.Port():
+		return netip.AddrPort{}
+	case p.Allocation != AllocationShared && rewritten(m.Protocol) && !d.inBlocks(p, m.Internal.Addr(), s.Port()):
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(addr, s.Port())
@@ -133,7 +140,7 @@ func (d *Device) implicit(now time.Time, m *pcp.Mapping) netip.AddrPort {
 // of its own socket. That it is in quarantine for the socket is no obstacle,
 // whatever the nonce: the flow shows whose it is.
 func (d *Device) adoptable(now time.Time, m *pcp.Mapping, external netip.AddrPort) netip.AddrPort {
-	if !d.pool.contains(external.Addr()) || external.Port() == 0 ||
+	if !d.has(m.Internal.Addr(), external.Addr()) || external.Port() == 0 ||
 		!d.alloc.grantableTo(now, slot{m.Protocol, external}, m.Internal) {
 		return netip.AddrPort{}
 	}
@@ -143,7 +150,7 @@ func (d *Device) adoptable(now time.Time, m *pcp.Mapping, external netip.AddrPor
 // chooseAddr finds the external address of a mapping of a protocol without
 // ports: each address has one owner for it.
 func (d *Device) chooseAddr(now time.Time, m *pcp.Mapping, preferFailure bool) (netip.AddrPort, error) {
-	external := netip.AddrPortFrom(d.pool.of(m.Internal.Addr()), 0)
+	external := netip.AddrPortFrom(d.home(d.poolOf(m.Internal.Addr()), m.Internal.Addr()), 0)
 	if preferFailure && !suits(m.External, external) {
 		return netip.AddrPort{}, pcp.NewError(pcp.ResultCannotProvideExternal, "the host has another external address")
 	}

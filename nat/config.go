@@ -227,8 +227,8 @@ func (p pool) contains(a netip.Addr) bool {
 	return found
 }
 
-// of returns the one external address of an internal address: pooling is
-// paired (RFC 4787, REQ-2), and the kernel computes the same.
+// of returns the external address that an internal address is given: pooling
+// is paired (RFC 4787, REQ-2), and the kernel computes the same.
 func (p pool) of(internal netip.Addr) netip.Addr {
 	return p[poolIndex(internal, len(p))]
 }

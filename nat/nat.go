@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"pcpd/firewall"
@@ -25,10 +26,17 @@ type Device struct {
 	table *firewall.Table
 	rules rules
 
-	pool     pool
+	pools    []*realm
+	layout   *layout // what is in the table, or will be after Commit
 	alloc    *allocator
 	bindings map[socket]*binding
-	services map[Service]bool // what setService has
+	hosts    map[netip.Addr]int     // bindings of each host
+	used     map[netip.AddrPort]int // bindings in each block, by its first port
+	pending  map[netip.AddrPort]*newBlock
+	idle     map[netip.AddrPort]time.Time // since when a block has been seen idle
+	known    knownBlocks
+	view     atomic.Pointer[[]*realm] // pools, for Watch
+	services map[Service]bool         // what setService has
 
 	// A table that was taken over has ports in it that rest since a daemon
 	// before this one: inherited until the first request, then known by time.
@@ -52,6 +60,9 @@ func New(cfg Config) (*Device, error) {
 	if cfg.Services == nil {
 		cfg.Services = Listening
 	}
+	if cfg.ExhaustedCode == 0 {
+		cfg.ExhaustedCode = DefaultExhaustedCode
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -62,12 +73,16 @@ func New(cfg Config) (*Device, error) {
 		}
 		cfg.Rand = rand.New(rand.NewChaCha8(seed))
 	}
-	pool, err := newPool(cfg.External)
+	pools, err := realms(cfg.pools())
 	if err != nil {
 		return nil, err
 	}
-	return &Device{cfg: cfg, log: cfg.Logger, pool: pool, bindings: map[socket]*binding{},
-		alloc: newAllocator(cfg.Quarantine, cfg.Reserved, cfg.Rand)}, nil
+	d := &Device{cfg: cfg, log: cfg.Logger, bindings: map[socket]*binding{},
+		hosts: map[netip.Addr]int{}, used: map[netip.AddrPort]int{}, pending: map[netip.AddrPort]*newBlock{},
+		idle:  map[netip.AddrPort]time.Time{},
+		alloc: newAllocator(cfg.Quarantine, cfg.Reserved, cfg.Rand)}
+	d.setPools(pools)
+	return d, nil
 }
 
 // Bind gives the Device the table that it is an extension of. It must be
@@ -96,12 +111,9 @@ func (d *Device) Idle(_ time.Time, m *pcp.Mapping) time.Duration { return d.tabl
 // address, or of any if there is no external address.
 func (d *Device) serves(m *pcp.Mapping) error {
 	addr := m.Internal.Addr()
-	served := false
-	for _, p := range d.cfg.Served {
-		served = served || p.Contains(addr)
-	}
+	p := d.poolOf(addr)
 	switch {
-	case !served:
+	case p == nil:
 		return pcp.NewError(pcp.ResultNotAuthorized, "no translation for "+addr.String())
 	case m.Protocol == pcp.ProtocolAll:
 		return pcp.NewError(pcp.ResultUnsuppProtocol, "all protocols of an external address that is shared")
@@ -109,7 +121,7 @@ func (d *Device) serves(m *pcp.Mapping) error {
 		return pcp.NewError(pcp.ResultUnsuppProtocol, "all ports of an external address that is shared")
 	case !m.Protocol.HasPorts() && m.Internal.Port() != 0:
 		return pcp.NewError(pcp.ResultUnsuppProtocol, "a port of a protocol that has none")
-	case len(d.pool) == 0:
+	case len(p.addrs) == 0:
 		return pcp.NewError(pcp.ResultNetworkFailure, "there is no external address")
 	}
 	return nil
@@ -123,7 +135,7 @@ func (d *Device) AddMapping(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 		return 0, err
 	}
 	b := d.bindings[socketOf(m)]
-	if b != nil && d.pool.contains(b.external.Addr()) {
+	if b != nil && d.has(b.internal.Addr(), b.external.Addr()) {
 		_, exists := b.ends.of(m.Key())
 		if flags&pcp.AddPreferFailure != 0 && flags&pcp.AddRefresh == 0 && !suits(m.External, b.external) {
 			return 0, pcp.NewError(pcp.ResultCannotProvideExternal, "the internal socket has another external endpoint")
@@ -134,7 +146,7 @@ func (d *Device) AddMapping(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 	if b != nil {
 		return 0, pcp.NewError(pcp.ResultNetworkFailure, "the external address of the internal socket is gone")
 	}
-	if flags&pcp.AddRefresh != 0 && d.pool.contains(m.External.Addr()) {
+	if flags&pcp.AddRefresh != 0 && d.has(m.Internal.Addr(), m.External.Addr()) {
 		return pcp.StatusOK, d.restore(now, m, flags)
 	}
 	external, err := d.choose(now, m, flags&pcp.AddPreferFailure != 0)
@@ -160,7 +172,8 @@ func (d *Device) stageNew(now time.Time, m *pcp.Mapping, external netip.AddrPort
 // bind claims an endpoint for the socket of m.
 func (d *Device) bind(m *pcp.Mapping, external netip.AddrPort) *binding {
 	b := &binding{socket: socketOf(m), external: external}
-	d.bindings[b.socket] = b
+	b.home = d.displaced(b)
+	d.enter(b)
 	c := d.alloc.take(b.slot())
 	b.fresh = &c
 	return b
@@ -172,6 +185,9 @@ func (d *Device) stage(now time.Time, m *pcp.Mapping, b *binding, flags pcp.AddF
 	before, existed := b.ends.of(key)
 	b.ends.set(key, endOf(now, m))
 	m.External = b.external
+	if b.fresh != nil {
+		d.claimBlock(now, m)
+	}
 	put := d.table.Put
 	if existed {
 		put = d.table.Renew
@@ -214,7 +230,7 @@ func (d *Device) unstage(now time.Time, b *binding, m *pcp.Mapping, before time.
 		return
 	}
 	if d.bindings[b.socket] == b {
-		delete(d.bindings, b.socket)
+		d.remove(b)
 	}
 	if b.fresh == nil {
 		d.alloc.release(now, b.slot(), owner{m.Internal, m.Nonce})
@@ -284,7 +300,7 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 		}
 		b.ends.set(key, end)
 		if last {
-			d.bindings[b.socket] = b
+			d.enter(b)
 			d.alloc.take(b.slot())
 		}
 	})
@@ -308,9 +324,14 @@ func (d *Device) refuseImplicit(now time.Time, m *pcp.Mapping, reason pcp.Delete
 
 // end stages the end of a binding: its port rests.
 func (d *Device) end(now time.Time, m *pcp.Mapping, b *binding) {
-	delete(d.bindings, b.socket)
+	d.remove(b)
 	d.table.Drop(m, b.snatElement(now))
-	ours := d.pool.contains(b.external.Addr())
+	if b.home != nil && d.hosts[b.internal.Addr()] == 0 {
+		left := *b.home
+		left.Timeout = homeTimeout
+		d.table.Renew(m, left)
+	}
+	ours := d.ours(b.external.Addr())
 	if ours {
 		d.alloc.release(now, b.slot(), owner{m.Internal, m.Nonce})
 	}
@@ -394,7 +415,7 @@ func (d *Device) rebind(now time.Time, m *pcp.Mapping) (*binding, error) {
 		return nil, fmt.Errorf("nat: %v has the external endpoint %v, not %v: %w", m.Internal, b.external, m.External, pcp.ErrConflict)
 	case b != nil:
 		return b, nil
-	case !d.pool.contains(m.External.Addr()):
+	case !d.has(m.Internal.Addr(), m.External.Addr()):
 		return nil, pcp.NewError(pcp.ResultNetworkFailure, m.External.Addr().String()+" is not an external address any more")
 	}
 	s := slot{m.Protocol, m.External}

@@ -25,7 +25,7 @@ func (d *Device) AddDynamic(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 		return 0, pcp.NewError(pcp.ResultMalformedRequest, "the remote peer is not IPv4")
 	}
 	b := d.bindings[socketOf(m)]
-	if b != nil && !d.pool.contains(b.external.Addr()) {
+	if b != nil && !d.has(b.internal.Addr(), b.external.Addr()) {
 		return 0, pcp.NewError(pcp.ResultNetworkFailure, "the external address of the internal socket is gone")
 	}
 	if b != nil {
@@ -38,7 +38,7 @@ func (d *Device) AddDynamic(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 		d.stage(now, m, b, flags)
 		return statusOf(exists), nil
 	}
-	if flags&pcp.AddRefresh != 0 && d.pool.contains(m.External.Addr()) {
+	if flags&pcp.AddRefresh != 0 && d.has(m.Internal.Addr(), m.External.Addr()) {
 		return pcp.StatusOK, d.restore(now, m, flags)
 	}
 	external, err := d.choosePeer(now, m)
@@ -53,7 +53,7 @@ func (d *Device) AddDynamic(now time.Time, m *pcp.Mapping, flags pcp.AddFlags) (
 // zero AddrPort if there is none, or one that is not translated.
 func (d *Device) flow(m *pcp.Mapping) (netip.AddrPort, error) {
 	f, found, err := d.cfg.Flows.Get(ct.Tuple{Protocol: m.Protocol, Src: m.Internal, Dst: m.RemotePeer})
-	if err != nil || !found || !d.pool.contains(f.Reply.Dst.Addr()) {
+	if err != nil || !found || !d.has(m.Internal.Addr(), f.Reply.Dst.Addr()) {
 		return netip.AddrPort{}, err
 	}
 	return f.Reply.Dst, nil
@@ -85,7 +85,7 @@ func (d *Device) choosePeer(now time.Time, m *pcp.Mapping) (netip.AddrPort, erro
 		}
 		return netip.AddrPort{}, refused
 	}
-	if !anyAddr(m.External.Addr()) && m.External.Addr() != d.pool.of(m.Internal.Addr()) {
+	if !anyAddr(m.External.Addr()) && m.External.Addr() != d.home(d.poolOf(m.Internal.Addr()), m.Internal.Addr()) {
 		return netip.AddrPort{}, refused
 	}
 	return d.pick(now, m)

@@ -240,6 +240,11 @@ func (p *Pool) block(port uint16) PortRange {
 	return PortRange{first, first + uint16(p.BlockSize-1)}
 }
 
+// whole reports whether a whole block begins at a port.
+func (p *Pool) whole(first uint16) bool {
+	return int(first) >= p.firstBlock() && int(first) < p.firstBlock()+p.blocks()*p.BlockSize
+}
+
 // subscribers is the number of internal addresses, at most 2^32.
 func (p *Pool) subscribers() (n int) {
 	for _, in := range p.Internal {

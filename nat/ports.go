@@ -267,32 +267,33 @@ const (
 	walked = 64
 )
 
-// draw returns a random free port of an address, from firstFree on, that ok
-// consents to. It does not take it.
-func (a *allocator) draw(now time.Time, protocol pcp.Protocol, addr netip.Addr, ok func(port uint16) bool) (uint16, bool) {
+// draw returns a random free port of a range, of an address, that ok consents
+// to. It does not take it.
+func (a *allocator) draw(now time.Time, protocol pcp.Protocol, addr netip.Addr, in PortRange, ok func(port uint16) bool) (uint16, bool) {
 	a.expire(now)
 	p := a.ports(slot{protocol, netip.AddrPortFrom(addr, 0)})
 	for range randomDraws {
-		port := a.random()
+		port := a.random(in)
 		if !p.taken(port) && ok(port) {
 			return port, true
 		}
 	}
-	from := a.random()
+	from := a.random(in)
 	wrapped := false
 	for range walked {
 		port, found := p.next(from)
+		found = found && port <= in.Last
 		switch {
 		case !found && wrapped:
 			return 0, false
 		case !found:
-			from, wrapped = firstFree, true
+			from, wrapped = in.First, true
 			continue
 		case ok(port):
 			return port, true
 		}
-		if port == 65535 {
-			from, wrapped = firstFree, true
+		if port == in.Last {
+			from, wrapped = in.First, true
 			continue
 		}
 		from = port + 1
@@ -300,7 +301,9 @@ func (a *allocator) draw(now time.Time, protocol pcp.Protocol, addr netip.Addr, 
 	return 0, false
 }
 
-func (a *allocator) random() uint16 { return firstFree + uint16(a.rand.Uint32N(65536-firstFree)) }
+func (a *allocator) random(in PortRange) uint16 {
+	return in.First + uint16(a.rand.Uint32N(uint32(in.Last)-uint32(in.First)+1))
+}
 
 // forget drops an address that is no longer ours.
 func (a *allocator) forget(addr netip.Addr) {

@@ -43,7 +43,7 @@ func TestReservedPorts(t *testing.T) {
 		t.Error("a port beside the reserved ones is not grantable")
 	}
 	for range 70000 {
-		port, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, yes)
+		port, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, allPorts, yes)
 		if !ok {
 			break
 		}
@@ -120,7 +120,7 @@ func TestUndoAfterRelease(t *testing.T) {
 func TestQuarantineIsBounded(t *testing.T) {
 	a := testAllocator(2 * time.Minute)
 	for range 65536 {
-		port, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, yes)
+		port, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, allPorts, yes)
 		if !ok {
 			t.Fatal("clients that come and go used up the address")
 		}
@@ -136,11 +136,11 @@ func TestDrawRespectsRefusals(t *testing.T) {
 			a.take(at(uint16(port)))
 		}
 	}
-	got, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, func(port uint16) bool { return port != 30000 })
+	got, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, allPorts, func(port uint16) bool { return port != 30000 })
 	if !ok || got != 40000 {
 		t.Errorf("drew %d, %v; want 40000", got, ok)
 	}
-	if _, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, func(uint16) bool { return false }); ok {
+	if _, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, allPorts, func(uint16) bool { return false }); ok {
 		t.Error("drew a port that was refused")
 	}
 }
@@ -179,7 +179,7 @@ func TestAllocatorAgainstModel(t *testing.T) {
 			},
 			"draw": func(rt *rapid.T) {
 				o := who.Draw(rt, "owner")
-				p, ok := a.draw(now, pcp.ProtocolUDP, testAddr, func(p uint16) bool { return p >= 2000 && p <= 2010 })
+				p, ok := a.draw(now, pcp.ProtocolUDP, testAddr, allPorts, func(p uint16) bool { return p >= 2000 && p <= 2010 })
 				if !ok {
 					return
 				}
@@ -212,7 +212,7 @@ func BenchmarkDrawNearlyFull(b *testing.B) {
 		a.take(at(uint16(port)))
 	}
 	for b.Loop() {
-		if _, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, yes); !ok {
+		if _, ok := a.draw(testTime, pcp.ProtocolUDP, testAddr, allPorts, yes); !ok {
 			b.Fatal("nothing free")
 		}
 	}

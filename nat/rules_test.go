@@ -19,12 +19,12 @@ func TestRulesetIsListed(t *testing.T) {
 		{"one address", nil, []string{"snat ip to", "@eim4", "reject with icmp host-unreachable"}},
 		{"host mode", []option{hostMode}, []string{"srcnat - 1", "@dnat4"}},
 		{"endpoint-independent filtering", []option{openEIF}, []string{"map @eif4"}},
-		{"pool", []option{external("203.0.113.16/28", "203.0.113.2/32")}, []string{"jhash @nh,96,32 mod 17 seed 0x50435036", "snat ip to 203.0.113.31"}},
+		{"pool", []option{external("203.0.113.16/28", "203.0.113.2/32")}, []string{"addr4's address for jhash ip saddr", "0x00000000 . 203.0.113.31"}},
 		{"with both firewalls", []option{func(_ *nat.Config, f *firewallConfig) {
 			f.FW4, f.FW6 = true, true
 			f.Served4 = []netip.Prefix{netip.MustParsePrefix(nstest.PublicPrefix)}
 		}}, []string{"@pin4", "192.168.1.0/24, 198.51.100.0/24"}},
-		{"no address", []option{external()}, []string{"pool4-port"}},
+		{"no address", []option{external()}, []string{"exhausted4"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

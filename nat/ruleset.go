@@ -2,7 +2,7 @@ package nat
 
 import (
 	"net/netip"
-	"time"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -14,12 +14,16 @@ import (
 
 // rules writes the rules for one configuration.
 type rules struct {
-	own, eif bool
+	own      bool
 	mark     uint32
 	external string // the external interface
-	served   []netip.Prefix
-	pool     pool
+	pools    []*realm
+	code     uint8 // of the ICMP message that refuses a flow
+	events   bool  // somebody wants them
 }
+
+// any reports whether a pool is like that.
+func (r *rules) any(like func(p *realm) bool) bool { return slices.ContainsFunc(r.pools, like) }
 
 // Registers. A key begins at regKey and takes up to five; what a map yields
 // begins at regValue. Marks and simple matches use register 0 alone, so a key
@@ -29,20 +33,14 @@ const (
 	regValue = 12
 )
 
-// fixed returns the rules that do not depend on the external addresses.
+// fixed returns the rules that are the same for all pools.
 func (r *rules) fixed() map[string][]nft.Rule {
 	return map[string][]nft.Rule{
 		chainPrerouting:  {nft.R(nft.IPv4(), nft.Goto(chainDNAT))},
-		chainDNAT:        r.dnat(),
 		chainStray:       r.stray(),
 		chainForward:     r.forward(),
-		chainDraw:        r.draw(),
-		chainExhausted:   r.exhausted(),
 		chainPostrouting: r.postrouting(),
-		chainSNAT:        r.snat(),
-		chainOrdinary:    r.ordinary(),
 		chainLearnHook:   r.learnHook(),
-		chainLearn:       r.learn(),
 		// Of a packet from inside whose flow is marked: does its socket have
 		// a mapping?
 		firewall.ChainOutbound4: r.busy(),
@@ -114,10 +112,17 @@ func (r *rules) dnat() []nft.Rule {
 		r.mapped([]nft.Expr{nft.IPDaddr(regKey), nft.L4Proto(regKey + 1)}, mapDNATAll, mark,
 			natTo(expr.NATTypeDestNAT, false)),
 	}
-	if r.eif {
-		// What the router listens on is not an ordinary socket's.
-		open := append([]nft.Expr{nft.L4Proto(regKey), nft.Dport(regKey + 1), nft.LookupNot(setService, regKey)}, destination()...)
-		list = append(list, r.mapped(open, mapEIF, mark, dnat))
+	// What the router listens on is not an ordinary socket's.
+	service := []nft.Expr{nft.L4Proto(regKey), nft.Dport(regKey + 1), nft.LookupNot(setService, regKey)}
+	open := func(addrs string, known ...nft.Expr) nft.Rule {
+		match := append(append([]nft.Expr{nft.IPDaddr(0), nft.Lookup(addrs, 0)}, service...), destination()...)
+		return r.mapped(append(match, known...), mapEIF, mark, dnat)
+	}
+	if r.any(func(p *realm) bool { return p.Filtering == FilteringEndpointIndependent }) {
+		list = append(list, open(setOpenEIF))
+	}
+	if r.any(func(p *realm) bool { return p.Filtering == FilteringAddressDependent }) {
+		list = append(list, open(setOpenADF, nft.IPSaddr(regKey+3), nft.Lookup(setADF, regKey)))
 	}
 	return list
 }
@@ -171,14 +176,11 @@ func (r *rules) forward() []nft.Rule {
 	if r.own {
 		outside = chainDraw
 	}
-	var list []nft.Rule
-	for _, p := range r.served {
-		fresh := append(newFlow(), nft.NoBit(status(), statusSNAT)...)
-		list = append(list,
-			nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), fresh, from(p), nft.Goto(outside)),
-			nft.R(nft.IPv4(), fromInside(), fresh, r.turnedBack(), from(p), nft.Goto(chainDraw)))
+	fresh := append(newFlow(), nft.NoBit(status(), statusSNAT)...)
+	return []nft.Rule{
+		nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), fresh, nft.Goto(outside)),
+		nft.R(nft.IPv4(), fromInside(), fresh, r.turnedBack(), nft.Goto(chainDraw)),
 	}
-	return list
 }
 
 // turnedBack matches the first packet of a flow that dnat sent to a served
@@ -197,35 +199,22 @@ func from(p netip.Prefix) []nft.Expr {
 	return []nft.Expr{nft.IPSaddr(0), nft.And(0, m), nft.Eq(0, addrValue(p.Masked().Addr()))}
 }
 
-// draw gives a new socket an external port. One that has a port keeps it,
-// whatever the remote peer: mapping is endpoint-independent (RFC 4787, REQ-1).
+// draw finds the pool of the host that begins a flow.
 func (r *rules) draw() []nft.Rule {
-	has := func(key []nft.Expr, in string) nft.Rule {
-		return known(in, nft.R(key, nft.LookupMap(in, regKey, regValue), nft.Return()))
+	list := []nft.Rule{untranslatedTo()}
+	for _, p := range r.pools {
+		for _, in := range p.Internal {
+			list = append(list, nft.R(from(in), nft.Goto(p.chain(""))))
+		}
 	}
-	list := []nft.Rule{
-		has(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut),
-		has(source(), mapSNAT),
-		has([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll),
-	}
-	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
-		list = append(list,
-			has(append(nft.Protocol(uint8(p)), source()...), mapEIM),
-			nft.R(nft.Protocol(uint8(p)), nft.Goto(poolPort)))
-	}
-	return append(list,
-		has(append(echo(), endpoint(nft.IPSaddr, icmpID)...), mapEIM),
-		nft.R(echo(), nft.Goto(poolID)))
+	return list
 }
 
-// exhausted refuses a socket for which there is no port: existing mappings
-// are not evicted (RFC 6888, REQ-11).
-func (r *rules) exhausted() []nft.Rule {
-	return []nft.Rule{nft.R(nft.IPv4(), nft.Counter(), nft.E(&expr.Reject{
-		Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpHostUnreachable}))}
+// untranslatedTo leaves a flow alone that goes where internal addresses are
+// known (RFC 6888, REQ-6).
+func untranslatedTo() nft.Rule {
+	return nft.R(nft.IPDaddr(0), nft.Lookup(setUntranslated, 0), nft.Return())
 }
-
-const icmpHostUnreachable = 1
 
 // postrouting translates the sources of what forward found.
 func (r *rules) postrouting() []nft.Rule {
@@ -250,19 +239,22 @@ func (r *rules) snat() []nft.Rule {
 	mark := nft.OrCtMark(r.mark)
 	snat := natTo(expr.NATTypeSourceNAT, true)
 	// A flow's first packet is marked only here, so it is counted here.
-	list := append(r.busy(),
+	list := append([]nft.Rule{untranslatedTo()}, r.busy()...)
+	list = append(list,
 		r.mapped(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut, mark, snat),
 		r.mapped(source(), mapSNAT, mark, snat),
 		r.mapped([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll, mark,
 			natTo(expr.NATTypeSourceNAT, false)))
-	for _, p := range r.served {
-		if r.own {
-			list = append(list, nft.R(from(p), nft.Goto(chainOrdinary)))
-			continue
+	for _, p := range r.pools {
+		for _, in := range p.Internal {
+			if r.own {
+				list = append(list, nft.R(from(in), nft.Goto(chainOrdinary)))
+				continue
+			}
+			list = append(list,
+				nft.R(nft.OifName(r.external), from(in), nft.Goto(chainClash)),
+				nft.R(from(in), nft.Goto(chainOrdinary)))
 		}
-		list = append(list,
-			nft.R(nft.OifName(r.external), from(p), nft.Goto(chainClash)),
-			nft.R(from(p), nft.Goto(chainOrdinary)))
 	}
 	return list
 }
@@ -271,6 +263,12 @@ func (r *rules) snat() []nft.Rule {
 func (r *rules) ordinary() []nft.Rule {
 	snat := natTo(expr.NATTypeSourceNAT, true)
 	var list []nft.Rule
+	if r.any(func(p *realm) bool { return p.Mapping == MappingEndpointDependent }) {
+		for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
+			list = append(list, r.mapped(append(nft.Protocol(uint8(p)), flow()...), mapEDM, nil, snat))
+		}
+		list = append(list, r.mapped(append(echo(), echoFlow()...), mapEDM, nil, snat))
+	}
 	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
 		list = append(list,
 			r.mapped(append(nft.Protocol(uint8(p)), source()...), mapEIM, nil, snat),
@@ -279,56 +277,13 @@ func (r *rules) ordinary() []nft.Rule {
 	}
 	return append(list,
 		r.mapped(append(echo(), endpoint(nft.IPSaddr, icmpID)...), mapEIM, nil, snat),
-		nft.R(nft.Goto(poolAddr)))
+		nft.R(nft.Goto(chainAddrOnly)))
 }
 
-// learnHook finds the packets that sockets sent by a translation of the
-// source, ours or another firewall's.
-func (r *rules) learnHook() []nft.Rule {
-	sent := append([]nft.Expr{nft.Ct(expr.CtKeyDIRECTION, 0), nft.Eq(0, []byte{nft.DirOriginal})},
-		nft.AnyBit(status(), statusSNAT)...)
-	return []nft.Rule{
-		nft.R(nft.IPv4(), nft.OifName(r.external), sent, nft.Goto(chainLearn)),
-		nft.R(nft.IPv4(), sent, nft.AnyBit(status(), statusDNAT),
-			nft.HasBit(nft.Ct(expr.CtKeyMARK, 0), r.mark), nft.Goto(chainLearn)),
-		// A reset from outside is a connection's last packet: without it the
-		// port would be kept for as long as an open one's.
-		nft.R(nft.IPv4(), nft.Protocol(uint8(pcp.ProtocolTCP)),
-			nft.Payload(expr.PayloadBaseTransportHeader, 13, 1, 0), nft.And(0, []byte{tcpReset}), nft.Ne(0, []byte{0}),
-			nft.Ct(expr.CtKeyDIRECTION, 0), nft.Eq(0, []byte{nft.DirReply}), nft.AnyBit(status(), statusSNAT),
-			nft.Goto(chainLearn)),
-	}
-}
+// flow is "address . protocol . port . peer address . peer port" of a packet
+// from inside; an echo request has its identifier for both ports.
+func flow() []nft.Expr { return append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)) }
 
-const tcpReset = 0x04
-
-// learn keeps the mapping of an ordinary socket alive by what it sends, and
-// notes one that is not known: another firewall's, or ours from before the
-// table was made anew.
-func (r *rules) learn() []nft.Rule {
-	const tcp, udp, icmp = pcp.ProtocolTCP, pcp.ProtocolUDP, pcp.ProtocolICMP
-	internal := []nft.Expr{nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regKey), nft.L4Proto(regKey + 1),
-		nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regKey+2)}
-	list := []nft.Rule{known(mapSNAT, nft.R(internal, nft.LookupMap(mapSNAT, regKey, regValue), nft.Return()))}
-	for _, p := range []pcp.Protocol{tcp, udp, icmp} {
-		// ICMP's identifier is the "source port" in both directions.
-		port := uint32(unix.NFT_CT_PROTO_DST)
-		if p == icmp {
-			port = unix.NFT_CT_PROTO_SRC
-		}
-		update := func(idle nft.Rule, timeout time.Duration) nft.Rule {
-			return nft.R(nft.Protocol(uint8(p)), idle.Exprs, internal,
-				nft.CtDir(nft.CtDstIP, nft.DirReply, 8), nft.CtDir(port, nft.DirReply, 9),
-				nft.DynUpdateMap(mapEIM, regKey, 8, timeout),
-				nft.CtDir(nft.CtDstIP, nft.DirReply, 0), nft.L4Proto(1), nft.CtDir(port, nft.DirReply, 2),
-				nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regValue), nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regValue+1),
-				nft.DynUpdateMap(mapEIF, 0, regValue, timeout),
-				nft.DynUpdate(setTaken, 0, timeout), nft.Return())
-		}
-		if p == tcp {
-			list = append(list, update(nft.R(nft.Established()), establishedTimeout))
-		}
-		list = append(list, update(nft.Rule{}, implicitTimeout))
-	}
-	return list
+func echoFlow() []nft.Expr {
+	return append(endpoint(nft.IPSaddr, icmpID), nft.IPDaddr(regKey+3), icmpID(regKey+4))
 }

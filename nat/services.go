@@ -144,11 +144,12 @@ func parseSocket(s string) (netip.AddrPort, error) {
 }
 
 // listening returns the services that strangers reach by an external address,
-// without their addresses. Only with EIF do they need to be known: an ordinary
+// without their addresses. Only where strangers reach ordinary
+// sockets do they need to be known: an ordinary
 // socket's port that happens to be a service's would take its packets.
 func (d *Device) listening() map[Service]bool {
 	found := map[Service]bool{}
-	if !d.cfg.EIF {
+	if !d.rules.any(func(p *realm) bool { return p.Filtering != FilteringAddressAndPortDependent }) {
 		return found
 	}
 	list, err := d.cfg.Services()
@@ -157,7 +158,7 @@ func (d *Device) listening() map[Service]bool {
 		return found
 	}
 	for _, s := range list {
-		if a := s.Addr.Addr(); a.IsUnspecified() || d.pool.contains(a) {
+		if a := s.Addr.Addr(); a.IsUnspecified() || d.ours(a) {
 			found[Service{s.Protocol, netip.AddrPortFrom(netip.IPv4Unspecified(), s.Addr.Port())}] = true
 		}
 	}

@@ -20,9 +20,30 @@ const (
 	mapEIM      = "eim4"     // internal endpoint : external endpoint, of ordinary flows
 	mapEIF      = "eif4"     // external endpoint : internal endpoint, of ordinary flows
 	setTaken    = "taken4"   // external endpoints that no ordinary flow may draw
+	mapEDM      = "edm4"     // internal endpoint . peer : external endpoint, of endpoint-dependent mapping
+	setADF      = "adf4"     // external endpoint . peer address: whom a socket sent to
 	setReserved = "reserved4"
 	setService  = "service4" // protocol . port on which the router itself listens
 	setStray    = "stray4"   // protocol . port of inbound packets that no mapping took
+
+	setUntranslated = "untranslated4" // destinations that see internal addresses
+	setOpenEIF      = "eifaddr4"      // external addresses of pools by filtering behavior
+	setOpenADF      = "adfaddr4"
+	setDependent    = "edmaddr4" // and by mapping behavior
+
+	// The values begin with a word that is not used. What is looked up in a
+	// map can be part of a key only if nft does not know, since listing such
+	// a rule makes it abort; it does not know of the words after the first.
+	mapHome   = "home4"   // internal address : pool . external address
+	mapAddr   = "addr4"   // number : pool . external address, of all pools one after the other
+	mapFirst  = "first4"  // number : pool . first port of a block, likewise
+	mapBlocks = "blocks4" // internal address . number : pool . external address . first port
+	mapFixed  = "fixed4"  // internal address : the same, of deterministic pools
+
+	mapBlockOwner = "blockowner4" // external address . first port : internal address
+	setBlockTaken = "blocktaken4" // external address . first port that is not to be given
+	setBlockLive  = "blocklive4"  // the same: something was sent from it
+	setBlockTCP   = "blocktcp4"   // something was sent by an open TCP connection
 
 	chainPrerouting  = "nat-prerouting"
 	chainStray       = "nat-stray"
@@ -37,12 +58,9 @@ const (
 	chainClash       = "conflict4-snat"
 	chainExhausted   = "exhausted4"
 	chainLearn       = "learn4"
-
-	// Each leads to one chain for each external address, of which the host's
-	// address chooses one.
-	poolPort = "pool4-port" // draws a port
-	poolID   = "pool4-id"   // draws an ICMP identifier
-	poolAddr = "pool4-addr" // translates the address alone
+	chainNoBlock     = "exhausted4-blocks"
+	chainOver        = "exceeded4"
+	chainAddrOnly    = "snat4-address" // translates the address alone
 )
 
 const (
@@ -61,10 +79,21 @@ const (
 	// gcInterval: looking at every element each second costs more than the
 	// memory of some expired ones.
 	gcInterval = time.Minute
-	// tries is how often a port is drawn for a new socket. The packet is
-	// refused if all were taken: at half of the ports in use that is one
-	// socket in 256.
-	tries = 8
+	// flowTimeout is how long the port of endpoint-dependent mapping waits
+	// for the packet to come from the hook that draws it to the one that
+	// translates.
+	flowTimeout = 10 * time.Second
+	// homeTimeout is how long a subscriber that draws no port keeps an
+	// address that others of its pool would not get.
+	homeTimeout = 24 * time.Hour
+	// rateTimeout is how long a subscriber's rate of new flows is remembered.
+	rateTimeout = time.Minute
+	// maxHomes bounds the subscribers, maxBlocksInUse their blocks.
+	maxHomes, maxBlocksInUse = 1 << 20, 1 << 20
+	// tries is how often a port is drawn of all ports of an address, blockTries
+	// how often one of a block and a block. The packet is refused if all were
+	// taken: at nine tenths in use that is one new socket in 30, one in 850.
+	tries, blockTries, newBlockTries = 32, 64, 32
 )
 
 // Priorities relative to the hooks' standard ones.
@@ -84,6 +113,13 @@ var (
 	addrType     = []nftables.SetDatatype{nft.TypeIPAddr}
 	portKeyType  = []nftables.SetDatatype{nft.TypeInetProto, nft.TypeInetService}
 	portType     = []nftables.SetDatatype{nft.TypeInetService}
+	verdictType  = []nftables.SetDatatype{nft.TypeVerdict}
+	numberType   = []nftables.SetDatatype{nft.TypeMark}
+	homeType     = []nftables.SetDatatype{nft.TypeMark, nft.TypeIPAddr}
+	firstType    = []nftables.SetDatatype{nft.TypeMark, nft.TypeInetService}
+	blockType    = []nftables.SetDatatype{nft.TypeMark, nft.TypeIPAddr, nft.TypeInetService}
+	blockKeyType = []nftables.SetDatatype{nft.TypeIPAddr, nft.TypeMark}
+	peerType     = []nftables.SetDatatype{nft.TypeIPAddr, nft.TypeInetProto, nft.TypeInetService, nft.TypeIPAddr}
 )
 
 // sets describes what is filled by mappings and by packets.
@@ -95,7 +131,25 @@ func sets() []nft.Set {
 		return nft.Set{Name: name, Key: endpointType, Data: data, HasTimeout: true, Timeout: implicitTimeout,
 			Dynamic: true, Size: maxImplicit, GCInterval: gcInterval}
 	}
+	dynamic := func(name string, key, data []nftables.SetDatatype, size uint32) nft.Set {
+		return nft.Set{Name: name, Key: key, Data: data, HasTimeout: true, Dynamic: true, Size: size, GCInterval: gcInterval}
+	}
 	return []nft.Set{
+		dynamic(mapEDM, flowType, valueType, maxImplicit),
+		dynamic(setADF, peerType, nil, maxImplicit),
+		dynamic(mapHome, addrType, homeType, maxHomes),
+		dynamic(mapBlocks, blockKeyType, blockType, maxBlocksInUse),
+		dynamic(mapBlockOwner, valueType, addrType, maxBlocksInUse),
+		dynamic(setBlockTaken, valueType, nil, maxBlocksInUse),
+		dynamic(setBlockLive, valueType, nil, maxBlocksInUse),
+		dynamic(setBlockTCP, valueType, nil, maxBlocksInUse),
+		{Name: setUntranslated, Key: addrType, Interval: true},
+		{Name: setOpenEIF, Key: addrType},
+		{Name: setOpenADF, Key: addrType},
+		{Name: setDependent, Key: addrType},
+		{Name: mapAddr, Key: numberType, Data: homeType},
+		{Name: mapFirst, Key: numberType, Data: firstType},
+		{Name: mapFixed, Key: addrType, Data: blockType},
 		explicit(mapDNAT, endpointType, valueType),
 		explicit(mapSNAT, endpointType, valueType),
 		explicit(mapDNATAll, protocolType, addrType),
@@ -112,22 +166,17 @@ func sets() []nft.Set {
 	}
 }
 
-// chains describes the chains that do not depend on the external addresses.
-func chains(own bool) []nft.Chain {
+// hooks describes the chains that packets come to by themselves.
+func hooks(own bool) []nft.Chain {
 	snat := int32(prioritySNATHost)
 	if own {
 		snat = prioritySNAT
 	}
-	list := []nft.Chain{
+	return []nft.Chain{
 		{Name: chainPrerouting, Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: -100},
 		{Name: chainStray, Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: priorityStray},
 		{Name: chainForward, Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: priorityDraw},
 		{Name: chainPostrouting, Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: snat},
 		{Name: chainLearnHook, Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPostrouting, Priority: priorityLearn},
 	}
-	for _, name := range []string{chainDNAT, chainDraw, chainSNAT, chainOrdinary, chainClash, chainConflict,
-		chainExhausted, chainLearn} {
-		list = append(list, nft.Chain{Name: name})
-	}
-	return list
 }
