@@ -91,6 +91,7 @@ func TestFullDisk(t *testing.T) {
 	if st, err := d.stats(); err != nil || st.Counters["server"]["store_errors"] < 200 || st.Counters["result"]["NO_RESOURCES"] < 200 {
 		t.Errorf("the counters do not tell: %v, %v", st.Counters, err)
 	}
+	d.refusalsTold(200)
 
 	if err := os.Remove(fill); err != nil {
 		t.Fatal(err)
@@ -136,6 +137,28 @@ func TestNoFreePort(t *testing.T) {
 	reached(t, lab.Outside, "udp", "", first)
 	if n := len(d.mappings()); n != 6 {
 		t.Errorf("%d mappings, want 6", n)
+	}
+	// Its ordinary flows get none either, and existing ones go on.
+	echo := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 0).String()
+	notReached(t, lab.Inside2, "udp", "", echo)
+	if seen := reached(t, lab.Inside, "udp", hostport(nstest.InsideAddr, 5001), echo); !held[seen.String()] {
+		t.Errorf("a mapped socket leaves as %v, none of %v", seen, held)
+	}
+	d.refusalsTold(24)
+}
+
+// refusalsTold checks that refused requests are counted and that there is one
+// line in the log about them.
+func (d *daemon) refusalsTold(least uint64) {
+	d.t.Helper()
+	if n := d.counter("result", "NO_RESOURCES"); n < least {
+		d.t.Errorf("%d refusals are counted, want at least %d", n, least)
+	}
+	nstest.Eventually(d.t, patience, "refusals are logged", func() bool {
+		return strings.Contains(d.proc.Output(), "requests are refused")
+	})
+	if n := strings.Count(d.proc.Output(), "requests are refused"); n != 1 {
+		d.t.Errorf("refusals are logged %d times, want once", n)
 	}
 }
 
@@ -185,6 +208,9 @@ func TestFlood(t *testing.T) {
 	}
 	if want := min(asked, 100) + 1; count[nstest.InsideAddr] > 256 || count[nstest.Inside2Addr] != want || count[nstest.Inside2Addr6] != want {
 		t.Errorf("mappings by host: %v, want at most 256 of the flooder's and %d of each other's", count, want)
+	}
+	if n := strings.Count(d.proc.Output(), "requests are refused"); n != 1 {
+		t.Errorf("that one host asks for too much is logged %d times, want once", n)
 	}
 	if n := strings.Count(d.proc.Output(), "\n") - lines; n > 10 {
 		t.Errorf("the flood made %d lines in the log:\n%s", n, d.proc.Output())

@@ -299,6 +299,8 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 	part(func() error { return d.server.Serve(ctx, d.clock.now, conns...) })
 	parts.Go(func() { d.hangups(ctx) })
 	parts.Go(func() { d.flows.run(ctx) })
+	refused := refusals{log: d.log, results: func() map[string]uint64 { return d.server.Stats(d.clock.now()).Results }}
+	parts.Go(func() { refused.run(ctx) })
 
 	d.log.Info("pcpd serves", "version", version(), "internal", d.cfg.internal, "external", d.cfg.external)
 	d.notify("READY=1")
