@@ -40,9 +40,16 @@ func TestMain(m *testing.M) {
 // programsDir is where the programs under test are, once they are needed.
 var programsDir string
 
+// programsEnv names a directory that has pcpd and pcpctl, where they cannot be
+// built.
+const programsEnv = "PCPD_PROGRAMS"
+
 // buildPrograms builds pcpd and pcpctl once, with the race detector if the
 // tests have it.
 var buildPrograms = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(programsEnv); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "pcpd-netns")
 	if err != nil {
 		return "", err
