@@ -15,7 +15,7 @@ suites=("$@")
 packages=${PCPD_PACKAGES:-./internal/nft ./internal/ct ./firewall ./nat ./netns_test}
 run=${PCPD_RUN:-.}
 # Of the daemon's tests those that send packets; emulated, all would take hours.
-daemon=${PCPD_RUN:-TestNAT444|TestFirewall|TestFilter|TestRestart|TestForeign|TestPool|TestWildcards|TestAddressChange}
+daemon=${PCPD_RUN:-TestNAT444|TestFirewall|TestFilter|TestRestart|TestForeignUntouched|TestForeignFlush|TestPool|TestWildcards|TestAddressChange}
 work=$PWD/build/kernels
 mkdir -p "$work"
 
