@@ -83,6 +83,8 @@ type config struct {
 	check   bool
 	version bool
 
+	// args is the command line, to be read again; nil if that is not to be.
+	args []string
 	// warnings are what an administrator should know and may well want.
 	warnings []string
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"reflect"
 	"sync"
 	"time"
 
@@ -29,7 +28,7 @@ type dataPath struct {
 
 // openDataPath puts the table into the kernel. The mappings of an earlier
 // daemon stay in it until reap, unless nothing of them was written down.
-func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.Logger) (p *dataPath, err error) {
+func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.Logger, event func(nat.Event)) (p *dataPath, err error) {
 	p = &dataPath{log: log}
 	defer func() {
 		if err != nil {
@@ -41,7 +40,7 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 	}
 	var extensions []firewall.Extension
 	if c.serves(pcpserver.TypeNAT444) {
-		if p.nat, err = nat.New(natConfig(c, external, p.flows, log)); err != nil {
+		if p.nat, err = nat.New(natConfig(c, external, p.flows, log, event)); err != nil {
 			return p, err
 		}
 		extensions = append(extensions, p.nat)
@@ -75,15 +74,10 @@ func openDataPath(c *config, external []netip.Prefix, now time.Time, log *slog.L
 
 // natConfig is c as the nat package says it. Strangers reach an internal
 // socket through a mapping only: ordinary flows are not open to all peers.
-func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger) nat.Config {
+func natConfig(c *config, external []netip.Prefix, flows *ct.Conn, log *slog.Logger, event func(nat.Event)) nat.Config {
 	cfg := nat.Config{
-		Untranslated: c.untranslated, ExhaustedCode: c.exhaustedCode, Quarantine: c.quarantine,
-		Own: !c.hostFirewall, Flows: flows, Logger: log,
-	}
-	if len(c.pools) > 0 || !reflect.DeepEqual(c.pool, nat.Pool{}) {
-		cfg.Pools = c.natPools(external)
-	} else {
-		cfg.Served, cfg.External = c.translated(), external
+		Pools: c.natPools(external), Untranslated: c.untranslated, ExhaustedCode: c.exhaustedCode, Quarantine: c.quarantine,
+		Own: !c.hostFirewall, Flows: flows, Logger: log, OnEvent: event,
 	}
 	if c.quarantine == 0 {
 		cfg.Quarantine = -1 // where zero is the default
@@ -131,6 +125,14 @@ func service(c *config, m mode, device pcpserver.Mapper) pcpserver.Service {
 // under the server's lock, as everything that changes a device.
 func (p *dataPath) setExternal(external []netip.Prefix, now time.Time) error {
 	if err := p.nat.SetExternal(now, external); err != nil {
+		return err
+	}
+	return p.table.Commit(now, nil)
+}
+
+// setPools gives the translation other pools, as setExternal does addresses.
+func (p *dataPath) setPools(pools []nat.Pool, now time.Time) error {
+	if err := p.nat.SetPools(now, pools); err != nil {
 		return err
 	}
 	return p.table.Commit(now, nil)

@@ -60,6 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case c.check:
 		err = runCheck(ctx, c, stdout)
 	default:
+		c.args = args
 		err = runDaemon(ctx, c, stderr)
 	}
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,7 +35,12 @@ type daemon struct {
 	path    *dataPath
 	server  *pcpserver.Server
 	flows   *flowWatch
+	watch   *natWatch
 	control *control.Server
+
+	// live is the configuration in force after a reload, nil before.
+	live      atomic.Pointer[config]
+	reloading sync.Mutex
 
 	// outside follows the external addresses, networks is what it knows of
 	// the internal ones. Both belong to start and, after that, to outside's
@@ -139,8 +145,11 @@ func (d *daemon) start() error {
 	d.tellPresence(d.machine.interfaces)
 	external := d.machine.external(d.cfg)
 	d.outside = d.newOutside(external)
+	if err := d.openNATLog(); err != nil {
+		return err
+	}
 	now := d.clock.now()
-	d.path, err = openDataPath(d.cfg, external, now, d.log)
+	d.path, err = openDataPath(d.cfg, external, now, d.log, d.watch.event)
 	if err != nil {
 		return err
 	}
@@ -152,12 +161,15 @@ func (d *daemon) start() error {
 	}
 	d.flows = newFlowWatch(d)
 	d.control = control.NewServer(control.Config{
-		Source: &source{server: d.server, flows: d.flows.counters, now: d.clock.now, started: d.started,
-			examine: func() []control.Finding { return append(d.machine.examine(d.cfg), st.examine()...) }},
+		Reload: d.reload,
+		Source: d.source(&source{server: d.server, flows: d.flows.counters, now: d.clock.now, started: d.started,
+			examine: func() []control.Finding { return append(d.machine.examine(d.current()), st.examine()...) }}),
 		Logger: d.log,
 	})
 	d.server.AnnounceFrom(d.endpoints)
+	noted := d.watch.noted(st)
 	d.restore(st, now)
+	d.logRestored(now, noted, st.lost)
 	// The addresses may have changed while no daemon ran.
 	return d.server.Readdress(now, nil)
 }
@@ -206,6 +218,7 @@ func (d *daemon) Authorize(now time.Time, p *pcpserver.Packet, _ *pcp.Request, i
 func (d *daemon) event(e pcpserver.Event) {
 	d.log.Debug("mapping "+e.Kind.String(), "kind", e.Info.Mapping.Kind, "proto", e.Info.Mapping.Protocol,
 		"internal", e.Info.Mapping.Internal, "external", e.Info.Mapping.External, "client", e.Info.Client, "left", e.Info.Left)
+	d.watch.mapping(e)
 	if d.control.Watched() {
 		d.control.Publish(control.Event{Time: time.Now(), Type: e.Kind.String(), Mapping: shown(e.Info)})
 	}
@@ -298,6 +311,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 	part(func() error { return d.control.Serve(ctx, listener) })
 	part(func() error { return d.server.Serve(ctx, d.clock.now, conns...) })
 	parts.Go(func() { d.hangups(ctx) })
+	parts.Go(func() { d.watchNAT(ctx) })
 	parts.Go(func() { d.flows.run(ctx) })
 	refused := refusals{log: d.log, results: func() map[string]uint64 { return d.server.Stats(d.clock.now()).Results }}
 	parts.Go(func() { refused.run(ctx) })
@@ -315,7 +329,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 }
 
 // hangups answers SIGHUP, by which daemons are told to read their
-// configuration again.
+// configuration again and to open their logs anew.
 func (d *daemon) hangups(ctx context.Context) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -325,7 +339,10 @@ func (d *daemon) hangups(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-hup:
-			d.log.Info("SIGHUP: nothing is read again while the daemon runs; restart it to change its configuration, mappings outlive that")
+			d.watch.log.Reopen()
+			if _, err := d.reload(ctx); err != nil {
+				d.log.Error("the configuration is as it was: " + err.Error())
+			}
 		}
 	}
 }

@@ -8,6 +8,9 @@
 //	GET    /v1/events         Event after Event, one a line, until either side ends it
 //	GET    /v1/check          Check
 //	POST   /v1/reload         Reload
+//	GET    /v1/pools          Pools, of a daemon that translates, as the next two
+//	GET    /v1/who            array of Holding: ?address=A&port=N and perhaps &protocol=P
+//	GET    /v1/ports          array of Holding: ?subscriber=A
 //
 // Who asks is known from the socket (SO_PEERCRED). User 0 sees nonces and may
 // change things. Everybody else whom the socket's permissions let in may read

@@ -136,6 +136,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/check", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.cfg.Source.Check(r.Context())) })
 	mux.HandleFunc("GET /v1/events", s.streamEvents)
 	mux.HandleFunc("POST /v1/reload", s.reload)
+	s.poolRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, "there is no "+r.Method+" "+r.URL.Path)
 	})

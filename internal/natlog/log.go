@@ -118,6 +118,14 @@ func (l *Log) Record(e Event) {
 	}
 }
 
+// RecordWait is Record for when there is time: it waits for room in the
+// queues until ctx ends.
+func (l *Log) RecordWait(ctx context.Context, e Event) {
+	for _, s := range *l.sinks.Load() {
+		s.putWait(ctx, e)
+	}
+}
+
 // Active reports whether there is a target, for who would make events in vain
 // otherwise.
 func (l *Log) Active() bool { return len(*l.sinks.Load()) > 0 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -108,6 +109,18 @@ func (s *sink) put(e Event) {
 	select {
 	case s.queue <- e:
 	default:
+		s.dropped.Add(1)
+	}
+}
+
+func (s *sink) putWait(ctx context.Context, e Event) {
+	if ctx.Err() != nil {
+		s.put(e)
+		return
+	}
+	select {
+	case s.queue <- e:
+	case <-ctx.Done():
 		s.dropped.Add(1)
 	}
 }
@@ -242,6 +255,9 @@ func (s *sink) open() error {
 		network = "unixgram"
 	}
 	if network == "file" {
+		if err := os.MkdirAll(filepath.Dir(s.target.Address), 0o750); err != nil {
+			return err
+		}
 		f, err := os.OpenFile(s.target.Address, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK|unix.O_CLOEXEC, fileMode)
 		if err != nil {
 			return err

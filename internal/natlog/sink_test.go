@@ -183,8 +183,8 @@ func TestSet(t *testing.T) {
 		}
 		l.Record(events[i])
 	}
-	missing := target(t, "json="+dir+"/none/c")
-	if err := l.Set([]natlog.Target{a, missing}); err == nil || !strings.Contains(err.Error(), "/none/c") {
+	missing := target(t, "json="+dir+"/a/c") // a is a file
+	if err := l.Set([]natlog.Target{a, missing}); err == nil || !strings.Contains(err.Error(), dir+"/a") {
 		t.Errorf("got %v", err)
 	}
 	l.Record(events[3]) // still to b alone
