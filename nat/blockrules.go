@@ -59,9 +59,9 @@ func (p *realm) blockSearch(l *layout, events bool) {
 // newBlock draws a block of the subscriber's address that nobody has, takes it
 // and goes on.
 func (p *realm) newBlock(n int, events bool, next string) nft.Rule {
-	drawn := []any{hidden(regAddr, regAddr+1),
+	drawn := []any{hidden(regAddr + 1),
 		nft.E(&expr.Numgen{Register: nft.Reg(regKey), Modulus: uint32(p.blocks()), Offset: uint32(p.firstAt), Type: unix.NFT_NG_RANDOM}),
-		nft.LookupMap(mapFirst, regKey, regAddr), nft.IPSaddr(regKey), nft.LookupMap(mapHome, regKey, regPool),
+		nft.LookupMap(mapFirst, regKey, regAddr), hidden(regAddr), nft.IPSaddr(regKey), nft.LookupMap(mapHome, regKey, regPool),
 		nft.LookupNot(setBlockTaken, regAddr), nft.DynAdd(setBlockTaken, regAddr, 0),
 		nft.IPSaddr(12), nft.DynAddMap(mapBlockOwner, regAddr, 12, 0), nft.DynUpdate(setBlockLive, regAddr, implicitTimeout),
 		nft.Immediate(regKey+1, nft.Host(uint32(n))), nft.Immediate(regPool, nft.Host(uint32(p.id))),

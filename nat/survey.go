@@ -137,7 +137,9 @@ func (d *Device) release(now time.Time, p *realm, host netip.Addr, block netip.A
 	} else {
 		// The table adds its grace, which is of no use here.
 		rest := max(d.cfg.Quarantine-max(d.table.Config().Grace, 0), time.Second)
-		d.table.Renew(nil, firewall.Element{Set: setBlockTaken, Key: key, Timeout: rest})
+		// An element that a packet made for good cannot get a timeout.
+		d.table.Drop(nil, firewall.Element{Set: setBlockTaken, Key: key})
+		d.table.Put(nil, firewall.Element{Set: setBlockTaken, Key: key, Timeout: rest})
 	}
 	d.table.OnDone(nil, func(err error) {
 		if err != nil {

@@ -122,6 +122,9 @@ func describeSet(body []byte) (table, name, text string) {
 		}
 		return nil
 	})
+	if n[unix.NFTA_SET_DATA_TYPE] == unix.NFT_DATA_VERDICT {
+		n[unix.NFTA_SET_DATA_LEN] = 0 // the kernel has a length of its own
+	}
 	return table, name, fmt.Sprintf("set flags %#x key %#x of %d data %#x of %d fields %x timeout %d gc %d size %d",
 		n[unix.NFTA_SET_FLAGS], n[unix.NFTA_SET_KEY_TYPE], n[unix.NFTA_SET_KEY_LEN],
 		n[unix.NFTA_SET_DATA_TYPE], n[unix.NFTA_SET_DATA_LEN], fields, timeout,
