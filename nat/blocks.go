@@ -48,15 +48,21 @@ func (d *Device) subscriberBlocks(p *realm, host netip.Addr) (blocks []netip.Add
 	return blocks, free
 }
 
-// inBlocks reports whether a port is in one of the host's blocks.
-func (d *Device) inBlocks(p *realm, host netip.Addr, port uint16) bool {
-	blocks, _ := d.subscriberBlocks(p, host)
+// inBlocks reports whether a port is in one of the host's blocks, or in one
+// that nobody has and that the host may have too.
+func (d *Device) inBlocks(p *realm, host netip.Addr, external netip.AddrPort) bool {
+	blocks, free := d.subscriberBlocks(p, host)
 	for _, block := range blocks {
-		if p.block(block.Port()).Contains(port) {
+		if block.Addr() == external.Addr() && p.block(block.Port()).Contains(external.Port()) {
 			return true
 		}
 	}
-	return false
+	block := netip.AddrPortFrom(external.Addr(), p.block(external.Port()).First)
+	if free < 0 || !p.whole(block.Port()) || d.pending[block] != nil {
+		return false
+	}
+	_, _, taken, err := d.table.Lookup(setBlockTaken, endpointValue(block))
+	return err == nil && !taken
 }
 
 // pickInBlock finds an endpoint in the blocks of the subscriber, or in another

@@ -121,6 +121,7 @@ func TestBlocks(t *testing.T) {
 	if !slices.Contains(blocks, m.External.Port()&^63) {
 		t.Errorf("the mapping %v is outside of the blocks %v", m.External, blocks)
 	}
+	// It has two blocks and may have no third one.
 	wrong := mapping(tcp, "192.168.1.10:7001", fmt.Sprintf("0.0.0.0:%d", (blocks[0]+4096)|1))
 	_, err := b.try(wrong, pcp.AddPreferFailure)
 	wantResult(t, err, pcp.ResultCannotProvideExternal)

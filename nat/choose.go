@@ -76,7 +76,7 @@ func rewritten(p pcp.Protocol) bool { return p == pcp.ProtocolTCP || p == pcp.Pr
 
 // suggestion returns the endpoint that is suggested, with our address for an
 // unspecified one; the zero AddrPort if it suggests no port, an address that
-// is not the host's, or a port outside of its blocks. A bad suggestion is no error.
+// is not the host's, or a port of a block that is not for it. A bad suggestion is no error.
 func (d *Device) suggestion(m *pcp.Mapping) netip.AddrPort {
 	p := d.poolOf(m.Internal.Addr())
 	addr := d.home(p, m.Internal.Addr())
@@ -86,7 +86,7 @@ func (d *Device) suggestion(m *pcp.Mapping) netip.AddrPort {
 		return netip.AddrPort{}
 	case !rewritten(m.Protocol) && s.Port() != m.Internal.Port():
 		return netip.AddrPort{}
-	case p.Allocation != AllocationShared && rewritten(m.Protocol) && !d.inBlocks(p, m.Internal.Addr(), s.Port()):
+	case p.Allocation != AllocationShared && rewritten(m.Protocol) && !d.inBlocks(p, m.Internal.Addr(), netip.AddrPortFrom(addr, s.Port())):
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(addr, s.Port())

@@ -25,10 +25,11 @@ func TestConformance(t *testing.T) {
 	}{
 		{"own mode", nil, (*conformanceLab).occupyElement},
 		{"host mode", []option{hostMode}, (*conformanceLab).occupySocket},
+		{"blocks", []option{pools(nat.Pool{Allocation: nat.AllocationBlocks, BlockSize: 16384, MaxBlocks: 3})}, (*conformanceLab).occupyElement},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newRouter(t)
-			if tt.options != nil {
+			if tt.name == "host mode" {
 				b.Router.NFT(masquerade)
 			}
 			for _, n := range b.Hosts() {
