@@ -130,11 +130,22 @@ func (r *rules) dnat() []nft.Rule {
 // stray notes the ports that strangers sent to and no mapping took:
 // conntrack then has entries that would hide a new mapping from them. Only
 // for such a port need AddMapping look for entries to delete.
+//
+// What a stranger sends to the port of an ordinary socket goes no further. The
+// router would answer for the socket: with a reset, which ends a connection
+// that conntrack has merely forgotten, and which RFC 5382, REQ-4, forbids for
+// one that both sides open. And the entry of such a packet would be in the way
+// of the socket's own packets to that stranger.
 func (r *rules) stray() []nft.Rule {
 	list := r.used()
 	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
-		list = append(list, nft.R(nft.IifName(r.external), nft.IPv4(), nft.Protocol(uint8(p)), newFlow(),
-			nft.NoBit(status(), statusDNAT),
+		stray := append(append(nft.IifName(r.external), nft.IPv4()...), nft.Protocol(uint8(p))...)
+		stray = append(append(stray, newFlow()...), nft.NoBit(status(), statusDNAT)...)
+		if r.own {
+			list = append(list, known(mapEIF, nft.R(stray, nft.L4Proto(regKey), nft.Dport(regKey+1), nft.LookupNot(setService, regKey),
+				destination(), nft.LookupMap(mapEIF, regKey, regValue), nft.Drop())))
+		}
+		list = append(list, nft.R(stray,
 			nft.L4Proto(regKey), nft.Dport(regKey+1), nft.DynUpdate(setStray, regKey, strayTimeout)))
 	}
 	return list

@@ -3,6 +3,7 @@ package netns_test
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -95,10 +96,15 @@ func TestFlushedFlows(t *testing.T) {
 						t.Errorf("after the flush the flow leaves as %v, before it was %v", got, seen)
 					}
 					f.inward("and back")
+					d.flush()
 					if c.ordinary {
+						f.tooEarly()
+						if got := f.outward("after the peer's packet was not let in"); got != seen {
+							t.Errorf("after the peer's packet the flow leaves as %v, before it was %v", got, seen)
+						}
+						f.inward("and the peer goes on")
 						continue
 					}
-					d.flush()
 					f.inward("from outside after the flush")
 					if got := f.outward("and the answer"); got != seen {
 						t.Errorf("the answer leaves as %v, before it was %v", got, seen)
@@ -139,6 +145,7 @@ type flow struct {
 	tout    net.Conn
 	seen    netip.AddrPort
 	n       int
+	early   string // what TCP has still to bring to the inside
 }
 
 func newFlow(t *testing.T, lab *nstest.Lab, protocol, local, remote string) *flow {
@@ -212,14 +219,35 @@ func (f *flow) inward(what string) {
 	}
 }
 
+// tooEarly sends from outside when that cannot be let in. TCP repeats it.
+func (f *flow) tooEarly() {
+	f.t.Helper()
+	if f.protocol == "tcp" {
+		f.early = "too early, "
+		if _, err := f.tout.Write([]byte(f.early)); err != nil {
+			f.t.Fatal(err)
+		}
+		return
+	}
+	if _, err := f.out.WriteToUDPAddrPort([]byte("too early"), f.seen); err != nil {
+		f.t.Fatal(err)
+	}
+	if got, ok := nstest.ReadUDP(f.in, silence); ok {
+		f.t.Errorf("%q was let in", got)
+	}
+}
+
 func (f *flow) pass(from, to net.Conn, text string) {
 	f.t.Helper()
 	if _, err := from.Write([]byte(text)); err != nil {
 		f.t.Fatalf("%s: %v", text, err)
 	}
-	buf := make([]byte, 200)
+	if to == f.tin {
+		text, f.early = f.early+text, ""
+	}
+	buf := make([]byte, len(text))
 	_ = to.SetReadDeadline(time.Now().Add(patience))
-	if n, err := to.Read(buf); err != nil || string(buf[:n]) != text {
+	if n, err := io.ReadFull(to, buf); err != nil || string(buf) != text {
 		f.t.Fatalf("%s: the other end got %q, %v", text, buf[:n], err)
 	}
 }
@@ -428,4 +456,49 @@ func TestSubscriberCache(t *testing.T) {
 	}
 	c.mapped("udp", 5000)
 	expect(1, "it came back")
+}
+
+// Two hosts behind translation open a flow to each other at the same time (hole
+// punching): that the other's first packet comes too early does no harm.
+func TestBothSidesOpen(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	startDaemon(t, lab)
+	for _, protocol := range []string{"udp", "tcp"} {
+		t.Run(protocol, func(t *testing.T) {
+			local := hostport(nstest.InsideAddr, 5000)
+			remote := hostport(nstest.OutsideAddr, 5000)
+			// A flow to somebody else gives the socket its external port.
+			helper := newFlow(t, lab, protocol, local, hostport(nstest.OutsideAddr, 7000))
+			seen := helper.begin()
+			// The other side is first. Nobody answers it: neither the router
+			// with a reset nor an ICMP error.
+			if protocol == "tcp" {
+				began := time.Now()
+				if _, err := lab.Outside2.For(t).DialTCP(hostport(nstest.Outside2Addr, 5001), seen.String(), silence); err == nil || time.Since(began) < silence {
+					t.Errorf("the other side's first packet was answered with %v after %v", err, time.Since(began))
+				}
+				return
+			}
+			other := lab.Outside.For(t).DialUDP(remote, seen.String())
+			if got, ok := nstest.AskUDP(t, other, "first", silence); ok {
+				t.Fatalf("the first packet got %q", got)
+			}
+			if _, err := other.Write([]byte("again")); err != nil {
+				t.Errorf("the first packet was answered with %v", err)
+			}
+			if _, err := helper.in.WriteToUDPAddrPort([]byte("and now me"), netip.MustParseAddrPort(remote)); err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := nstest.ReadUDP(other, patience); !ok || got != "and now me" {
+				t.Fatalf("the other side got %q", got)
+			}
+			if _, err := other.Write([]byte("welcome")); err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := nstest.ReadUDP(helper.in, patience); !ok || got != "welcome" {
+				t.Errorf("the inside got %q", got)
+			}
+		})
+	}
 }
