@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/pflag"
+
+	"pcpd/internal/build"
 )
 
 // helpOn is pcpctl help: of the program, or of one command.
@@ -31,21 +31,6 @@ func (t *tool) version(_ context.Context, fs *pflag.FlagSet, args []string) erro
 	if err := parse(fs, args, 0, 0); err != nil {
 		return err
 	}
-	fmt.Fprintln(t.stdout, "pcpctl", buildVersion())
+	fmt.Fprintln(t.stdout, "pcpctl", build.Version())
 	return nil
-}
-
-// buildVersion returns what the Go tool noted about this build.
-func buildVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "(unknown version)"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(len(s.Value), 12)]) {
-			v += " " + s.Value
-		}
-	}
-	return strings.TrimSpace(v + " " + info.GoVersion)
 }

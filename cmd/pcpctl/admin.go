@@ -36,6 +36,23 @@ func parseAdmin(fs *pflag.FlagSet, args []string, least, most int) (admin, error
 	return a, err
 }
 
+// get is a command without arguments: it prints what call gets from the daemon,
+// in JSON or by show.
+func get[T any](ctx context.Context, t *tool, fs *pflag.FlagSet, args []string, call func(*control.Client, context.Context) (T, error), show func(T) error) error {
+	a, err := parseAdmin(fs, args, 0, 0)
+	if err != nil {
+		return err
+	}
+	v, err := call(a.client, ctx)
+	switch {
+	case err != nil:
+		return err
+	case a.json:
+		return t.printJSON(v)
+	}
+	return show(v)
+}
+
 // list is pcpctl list.
 func (t *tool) list(ctx context.Context, fs *pflag.FlagSet, args []string) error {
 	a, err := parseAdmin(fs, args, 0, 0)
@@ -240,37 +257,45 @@ func eventLine(e *control.Event) string {
 
 // stats is pcpctl stats.
 func (t *tool) stats(ctx context.Context, fs *pflag.FlagSet, args []string) error {
-	a, err := parseAdmin(fs, args, 0, 0)
-	if err != nil {
-		return err
-	}
-	s, err := a.client.Stats(ctx)
-	if err != nil {
-		return err
-	}
-	if a.json {
-		return t.printJSON(s)
-	}
-	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "version\t%s\nstarted\t%s\nepoch\t%d s\n", s.Version, s.Started.Local().Format(time.DateTime), s.Epoch)
-	for _, kind := range slices.Sorted(maps.Keys(s.Mappings)) {
-		fmt.Fprintf(w, "mappings %s\t%d\n", kind, s.Mappings[kind])
-	}
-	for _, set := range slices.Sorted(maps.Keys(s.Counters)) {
-		for _, name := range slices.Sorted(maps.Keys(s.Counters[set])) {
-			fmt.Fprintf(w, "%s %s\t%d\n", set, name, s.Counters[set][name])
+	return get(ctx, t, fs, args, (*control.Client).Stats, func(s control.Stats) error {
+		w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(w, "version\t%s\nstarted\t%s\nepoch\t%d s\n", s.Version, s.Started.Local().Format(time.DateTime), s.Epoch)
+		for _, kind := range slices.Sorted(maps.Keys(s.Mappings)) {
+			fmt.Fprintf(w, "mappings %s\t%d\n", kind, s.Mappings[kind])
 		}
-	}
-	return w.Flush()
+		for _, set := range slices.Sorted(maps.Keys(s.Counters)) {
+			for _, name := range slices.Sorted(maps.Keys(s.Counters[set])) {
+				fmt.Fprintf(w, "%s %s\t%d\n", set, name, s.Counters[set][name])
+			}
+		}
+		return w.Flush()
+	})
 }
+
+// checkNote is what pcpctl check --help adds.
+const checkNote = `Without a mapping it looks at the machine and at other firewalls. With one it
+says whether that mapping works, and what is in its way: pcpd's memory, the
+stored state and the kernel, the internal host, the interfaces, the external
+address, forwarding, other firewalls, filters, and the packets that come. The
+internal host is asked by ARP or neighbor discovery. The exit code is 0 if the
+mapping works, and 1 if it does not.
+`
 
 // check is pcpctl check. A problem is a failure.
 func (t *tool) check(ctx context.Context, fs *pflag.FlagSet, args []string) error {
-	a, err := parseAdmin(fs, args, 0, 0)
+	a, err := parseAdmin(fs, args, 0, 3)
 	if err != nil {
 		return err
 	}
-	c, err := a.client.Check(ctx)
+	var c control.Check
+	if len(a.args) == 0 {
+		c, err = a.client.Check(ctx)
+	} else {
+		var m control.Mapping
+		if m, err = a.find(ctx); err == nil {
+			c, err = a.client.CheckMapping(ctx, m.ID)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -289,17 +314,8 @@ func (t *tool) check(ctx context.Context, fs *pflag.FlagSet, args []string) erro
 
 // reload is pcpctl reload.
 func (t *tool) reload(ctx context.Context, fs *pflag.FlagSet, args []string) error {
-	a, err := parseAdmin(fs, args, 0, 0)
-	if err != nil {
+	return get(ctx, t, fs, args, (*control.Client).Reload, func(r control.Reload) error {
+		_, err := fmt.Fprintln(t.stdout, r.Text)
 		return err
-	}
-	r, err := a.client.Reload(ctx)
-	if err != nil {
-		return err
-	}
-	if a.json {
-		return t.printJSON(r)
-	}
-	fmt.Fprintln(t.stdout, r.Text)
-	return nil
+	})
 }

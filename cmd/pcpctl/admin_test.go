@@ -34,6 +34,17 @@ func (d *daemon) Mappings(yield func(control.Mapping) bool) {
 	}
 }
 
+func (d *daemon) Mapping(id string) (control.Mapping, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.mappings {
+		if m.ID == id {
+			return m, true
+		}
+	}
+	return control.Mapping{}, false
+}
+
 func (d *daemon) Delete(_ context.Context, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -59,6 +70,17 @@ func (d *daemon) Check(context.Context) control.Check {
 		level = control.LevelOK
 	}
 	return control.NewCheck([]control.Finding{{Level: level, Text: "forwarding is on"}})
+}
+
+func (d *daemon) CheckMapping(_ context.Context, id string) (control.Check, error) {
+	if _, found := d.Mapping(id); !found {
+		return control.Check{}, control.ErrNotFound
+	}
+	level := control.LevelProblem
+	if d.healthy {
+		level = control.LevelOK
+	}
+	return control.NewCheck([]control.Finding{{Level: level, Text: id + " answers"}}), nil
 }
 
 func mapping(id, description string, m pcp.Mapping) control.Mapping {
@@ -128,6 +150,11 @@ func TestAdmin(t *testing.T) {
 		{"stats --json", 0, `"epoch":7,"mappings":{"map":2,"peer":1}`, ""},
 		{"check", 1, "problem: forwarding is on\n", ""},
 		{"check --json", 1, `{"ok":false,"findings":[{"level":"problem","text":"forwarding is on"}]}`, ""},
+		{"check a1", 1, "problem: a1 answers\n", ""},
+		{"check udp 192.168.1.10:4500", 1, "problem: a1 answers\n", ""},
+		{"check --json tcp 192.168.1.10:4500 198.51.100.7:443", 1, `{"ok":false,"findings":[{"level":"problem","text":"c3 answers"}]}`, ""},
+		{"check udp 192.168.1.10:4501", 1, "", "there is no mapping of udp 192.168.1.10:4501"},
+		{"check zz", 1, "", "pcpctl check: there is no mapping with the id zz\n"},
 		{"reload", 0, "2 settings changed\n", ""},
 		{"reload --json", 0, `{"changed":true,"text":"2 settings changed"}`, ""},
 	} {
@@ -243,6 +270,9 @@ func TestCheckHealthy(t *testing.T) {
 	d := newDaemon(t)
 	d.healthy = true
 	if got := d.run(t, "check"); got.code != 0 || got.stdout != "ok: forwarding is on\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := d.run(t, "check b2"); got.code != 0 || got.stdout != "ok: b2 answers\n" {
 		t.Errorf("%+v", got)
 	}
 }

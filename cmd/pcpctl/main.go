@@ -65,7 +65,7 @@ func commands() []command {
 		{"pools", "[flags]", "print what each pool of external addresses has and how much of it is in use", "", (*tool).pools},
 		{"who", "EXTERNAL-ADDR PORT [TIME] [flags]", "say who has an external port, or had it at a time", whoNote, (*tool).who},
 		{"ports", "SUBSCRIBER [TIME] [flags]", "say which external ports a subscriber has, or had at a time", whoNote, (*tool).ports},
-		{"check", "[flags]", "have pcpd look at the machine and say what is wrong", "", (*tool).check},
+		{"check", "[ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]]", "have pcpd say what is wrong with the machine, or whether a mapping works", checkNote, (*tool).check},
 		{"reload", "[flags]", "have pcpd read its configuration again", "", (*tool).reload},
 		{"version", "", "print the version", "", (*tool).version},
 		{"help", "[COMMAND]", "print this, or the help text of a command", "", (*tool).helpOn},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"pcpd/internal/build"
 	"pcpd/internal/control"
 	"pcpd/pcp"
 	"pcpd/pcp/pcpserver"
@@ -21,11 +22,26 @@ type source struct {
 	now     func() time.Time
 	started time.Time
 	examine func() []control.Finding
+	// diagnose looks at one mapping, and reports whether there is one.
+	diagnose func(context.Context, pcp.Key) ([]control.Finding, bool)
 }
 
 // Mappings implements control.Source.
 func (s *source) Mappings(yield func(control.Mapping) bool) {
 	s.server.Mappings(s.now(), func(i pcpserver.Info) bool { return yield(shown(i)) })
+}
+
+// Mapping implements control.Source.
+func (s *source) Mapping(id string) (control.Mapping, bool) {
+	key, err := parseID(id)
+	if err != nil {
+		return control.Mapping{}, false
+	}
+	i, found := s.server.Mapping(s.now(), key)
+	if !found {
+		return control.Mapping{}, false
+	}
+	return shown(i), true
 }
 
 // Delete implements control.Source.
@@ -55,7 +71,7 @@ func (s *source) Stats() control.Stats {
 		}
 	}
 	return control.Stats{
-		Version: version(), Started: s.started, Epoch: st.Epoch, Mappings: st.Mappings,
+		Version: build.Version(), Started: s.started, Epoch: st.Epoch, Mappings: st.Mappings,
 		Counters: map[string]map[string]uint64{
 			"operation": st.Operations, "result": st.Results, "option": st.Options, "dropped": st.Drops, "server": other,
 			"conntrack": s.flows(),
@@ -65,6 +81,19 @@ func (s *source) Stats() control.Stats {
 
 // Check implements control.Source.
 func (s *source) Check(context.Context) control.Check { return control.NewCheck(s.examine()) }
+
+// CheckMapping implements control.Source.
+func (s *source) CheckMapping(ctx context.Context, id string) (control.Check, error) {
+	key, err := parseID(id)
+	if err != nil {
+		return control.Check{}, control.ErrNotFound
+	}
+	list, found := s.diagnose(ctx, key)
+	if !found {
+		return control.Check{}, control.ErrNotFound
+	}
+	return control.NewCheck(list), nil
+}
 
 // shown is a mapping as an administrator sees it.
 func shown(i pcpserver.Info) control.Mapping {

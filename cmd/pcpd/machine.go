@@ -80,13 +80,18 @@ func (m machine) examineFirewalls(c *config, out *findings) {
 		if d.Accepts || d.Family == "ip" && !c.servesFamily(true) || d.Family == "ip6" && !c.servesFamily(false) {
 			continue
 		}
-		remedy := "let them pass with"
-		if !c.hostFirewall {
-			remedy = "say --firewall host if that firewall is to stay, and let them pass with"
-		}
-		out.warn("the chain %[2]s of the table %[1]s, which is not pcpd's, drops by policy and has no rule that accepts the mark %#[3]x, so it drops what mappings open; %[4]s: nft insert rule %[1]s %[2]s meta mark and %#[3]x == %#[3]x accept",
-			d.Family+" "+d.Table, d.Chain, c.mark, remedy)
+		out.warn("%s", c.dropText(d))
 	}
+}
+
+// dropText says that a chain drops what mappings open, and what to do.
+func (c *config) dropText(d firewall.ForwardDrop) string {
+	remedy := "let them pass with"
+	if !c.hostFirewall {
+		remedy = "say --firewall host if that firewall is to stay, and let them pass with"
+	}
+	return fmt.Sprintf("the chain %[2]s of the table %[1]s, which is not pcpd's, drops by policy and has no rule that accepts the mark %#[3]x, so it drops what mappings open; %[4]s: nft insert rule %[1]s %[2]s meta mark and %#[3]x == %#[3]x accept",
+		d.Family+" "+d.Table, d.Chain, c.mark, remedy)
 }
 
 // examineAddresses looks at what clients are to be translated to, and at

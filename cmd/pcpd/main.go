@@ -10,13 +10,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/pflag"
 
+	"pcpd/internal/build"
 	"pcpd/internal/control"
 	"pcpd/internal/netif"
 )
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "pcpd --help tells what there is.")
 		return exitUsage
 	case c.version:
-		fmt.Fprintln(stdout, "pcpd", version())
+		fmt.Fprintln(stdout, "pcpd", build.Version())
 		return exitOK
 	case c.check:
 		err = runCheck(ctx, c, stdout)
@@ -129,19 +129,4 @@ func runCheck(ctx context.Context, c *config, w io.Writer) error {
 		return errCheck
 	}
 	return nil
-}
-
-// version returns what the Go tool noted about this build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "(unknown version)"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(len(s.Value), 12)]) {
-			v += " " + s.Value
-		}
-	}
-	return strings.TrimSpace(v + " " + info.GoVersion)
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pcpd/internal/build"
 	"pcpd/internal/control"
 	"pcpd/internal/netif"
 	"pcpd/pcp"
@@ -163,7 +164,10 @@ func (d *daemon) start() error {
 	d.control = control.NewServer(control.Config{
 		Reload: d.reload,
 		Source: d.source(&source{server: d.server, flows: d.flows.counters, now: d.clock.now, started: d.started,
-			examine: func() []control.Finding { return append(d.machine.examine(d.current()), st.examine()...) }}),
+			examine: func() []control.Finding { return append(d.machine.examine(d.current()), st.examine()...) },
+			diagnose: func(ctx context.Context, k pcp.Key) ([]control.Finding, bool) {
+				return d.diagnosis(st).examine(ctx, k)
+			}}),
 		Logger: d.log,
 	})
 	d.server.AnnounceFrom(d.endpoints)
@@ -316,7 +320,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 	refused := refusals{log: d.log, results: func() map[string]uint64 { return d.server.Stats(d.clock.now()).Results }}
 	parts.Go(func() { refused.run(ctx) })
 
-	d.log.Info("pcpd serves", "version", version(), "internal", d.cfg.internal, "external", d.cfg.external)
+	d.log.Info("pcpd serves", "version", build.Version(), "internal", d.cfg.internal, "external", d.cfg.external)
 	d.notify("READY=1")
 	<-ctx.Done()
 	d.notify("STOPPING=1")

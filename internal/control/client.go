@@ -76,6 +76,13 @@ func (c *Client) Check(ctx context.Context) (Check, error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/check", &out)
 }
 
+// CheckMapping asks the daemon to look at everything that the mapping with this
+// ID needs to work.
+func (c *Client) CheckMapping(ctx context.Context, id string) (Check, error) {
+	var out Check
+	return out, c.call(ctx, http.MethodGet, "/v1/check/"+url.PathEscape(id), &out)
+}
+
 // Reload asks the daemon to read its configuration again.
 func (c *Client) Reload(ctx context.Context) (Reload, error) {
 	var out Reload

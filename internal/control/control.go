@@ -7,6 +7,7 @@
 //	GET    /v1/stats          Stats
 //	GET    /v1/events         Event after Event, one a line, until either side ends it
 //	GET    /v1/check          Check
+//	GET    /v1/check/{id}     Check of one mapping
 //	POST   /v1/reload         Reload
 //	GET    /v1/pools          Pools, of a daemon that translates, as the next two
 //	GET    /v1/who            array of Holding: ?address=A&port=N and perhaps &protocol=P
@@ -123,7 +124,8 @@ type Stats struct {
 	Counters map[string]map[string]uint64 `json:"counters"`
 }
 
-// Check is what the daemon found out about the machine and about itself.
+// Check is what the daemon found out about the machine and about itself, or
+// about whether a mapping works.
 type Check struct {
 	// OK is true if no finding is a problem.
 	OK       bool      `json:"ok"`

@@ -45,6 +45,26 @@ func (f *fakeSource) Mappings(yield func(control.Mapping) bool) {
 	}
 }
 
+func (f *fakeSource) Mapping(id string) (control.Mapping, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.IndexFunc(f.mappings, func(m control.Mapping) bool { return m.ID == id })
+	if i < 0 {
+		return control.Mapping{}, false
+	}
+	return f.mappings[i], true
+}
+
+func (f *fakeSource) CheckMapping(_ context.Context, id string) (control.Check, error) {
+	switch m, found := f.Mapping(id); {
+	case !found:
+		return control.Check{}, control.ErrNotFound
+	case m.Kind == "static":
+		return control.Check{}, errors.New("nobody knows")
+	}
+	return control.NewCheck([]control.Finding{{Level: control.LevelWarning, Text: id + " is slow"}}), nil
+}
+
 func (f *fakeSource) Delete(_ context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -140,6 +160,13 @@ func TestClientAsRoot(t *testing.T) {
 	if ch, err := c.Check(ctx); err != nil || ch.OK || len(ch.Findings) != 1 {
 		t.Errorf("Check: %+v, %v", ch, err)
 	}
+	if ch, err := c.CheckMapping(ctx, "2"); err != nil || !ch.OK || len(ch.Findings) != 1 || ch.Findings[0].Text != "2 is slow" {
+		t.Errorf("CheckMapping: %+v, %v", ch, err)
+	}
+	_, err = c.CheckMapping(ctx, "1")
+	wantStatus(t, err, http.StatusNotFound, "no mapping with the id 1")
+	_, err = c.CheckMapping(ctx, "s")
+	wantStatus(t, err, http.StatusInternalServerError, "mapping s could not be looked at: nobody knows")
 	if r, err := c.Reload(ctx); err != nil || r.Changed || !strings.Contains(r.Text, "nothing to reload") {
 		t.Errorf("Reload: %+v, %v", r, err)
 	}

@@ -21,11 +21,16 @@ type Source interface {
 	// Mappings calls yield with every mapping until it returns false. yield
 	// does not block.
 	Mappings(yield func(Mapping) bool)
+	// Mapping returns one mapping, and whether there is one.
+	Mapping(id string) (Mapping, bool)
 	// Delete removes one mapping, or returns ErrNotFound.
 	Delete(ctx context.Context, id string) error
 	Stats() Stats
 	// Check looks at the machine and changes nothing.
 	Check(ctx context.Context) Check
+	// CheckMapping looks at everything that one mapping needs to work, or
+	// returns ErrNotFound. It may take some seconds.
+	CheckMapping(ctx context.Context, id string) (Check, error)
 }
 
 // Config configures a Server. Only Source is required.
@@ -134,6 +139,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("DELETE /v1/mappings/{id}", s.deleteMapping)
 	mux.HandleFunc("GET /v1/stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.cfg.Source.Stats()) })
 	mux.HandleFunc("GET /v1/check", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.cfg.Source.Check(r.Context())) })
+	mux.HandleFunc("GET /v1/check/{id}", s.checkMapping)
 	mux.HandleFunc("GET /v1/events", s.streamEvents)
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	s.poolRoutes(mux)
@@ -183,18 +189,24 @@ func (s *Server) listMappings(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) showMapping(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	var found *Mapping
-	s.cfg.Source.Mappings(func(m Mapping) bool {
-		if m.ID == id {
-			found = &m
-		}
-		return found == nil
-	})
-	if found == nil {
-		writeError(w, http.StatusNotFound, "there is no mapping with the id "+id)
+	m, found := s.cfg.Source.Mapping(id)
+	if !found {
+		writeNotFound(w, id)
 		return
 	}
-	writeJSON(w, visible(r, *found))
+	writeJSON(w, visible(r, m))
+}
+
+func (s *Server) checkMapping(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	switch c, err := s.cfg.Source.CheckMapping(r.Context(), id); {
+	case errors.Is(err, ErrNotFound):
+		writeNotFound(w, id)
+	case err != nil:
+		writeError(w, http.StatusInternalServerError, "mapping "+id+" could not be looked at: "+err.Error())
+	default:
+		writeJSON(w, c)
+	}
 }
 
 func (s *Server) deleteMapping(w http.ResponseWriter, r *http.Request) {
@@ -205,7 +217,7 @@ func (s *Server) deleteMapping(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	switch err := s.cfg.Source.Delete(r.Context(), id); {
 	case errors.Is(err, ErrNotFound):
-		writeError(w, http.StatusNotFound, "there is no mapping with the id "+id)
+		writeNotFound(w, id)
 	case err != nil:
 		writeError(w, http.StatusInternalServerError, "mapping "+id+" could not be deleted: "+err.Error())
 	default:
@@ -291,6 +303,10 @@ func writeError(w http.ResponseWriter, status int, message string) {
 	extendDeadline(w)
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(errorBody{Error: message})
+}
+
+func writeNotFound(w http.ResponseWriter, id string) {
+	writeError(w, http.StatusNotFound, "there is no mapping with the id "+id)
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

@@ -121,6 +121,7 @@ type Config struct {
 // several goroutines at once.
 type Monitor struct {
 	names  []string
+	netns  int
 	log    *slog.Logger
 	events *netlink.Conn   // subscribed, read by Run alone
 	conn   *rtnetlink.Conn // requests; one at a time, which it sees to itself
@@ -141,7 +142,7 @@ type state struct {
 // Open looks at the interfaces once. Call Run to follow what becomes of them,
 // and Close at last.
 func Open(cfg Config) (*Monitor, error) {
-	m := &Monitor{names: slices.Clone(cfg.Names), log: cfg.Logger, paths: newPathCache()}
+	m := &Monitor{names: slices.Clone(cfg.Names), netns: cfg.NetNS, log: cfg.Logger, paths: newPathCache()}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}

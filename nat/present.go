@@ -1,0 +1,15 @@
+package nat
+
+import (
+	"time"
+
+	"pcpd/firewall"
+	"pcpd/pcp"
+)
+
+// Elements are those without which the kernel does not carry m, filters
+// aside. What it has beside them keeps ordinary flows off the endpoint.
+func Elements(now time.Time, m *pcp.Mapping) []firewall.Element {
+	b := &binding{socket: socketOf(m), external: m.External}
+	return append(b.elements(m), b.snatElement(now))
+}
