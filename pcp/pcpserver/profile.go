@@ -118,6 +118,7 @@ type service struct {
 	filterer Filterer
 	idler    Idler
 	external Addresser
+	pooler   Pooler
 }
 
 // An Addresser knows whether an address is still one of the device's external
@@ -139,6 +140,7 @@ func newService(sv Service) (*service, error) {
 	s.filterer, _ = sv.Device.(Filterer)
 	s.idler, _ = sv.Device.(Idler)
 	s.external, _ = sv.Device.(Addresser)
+	s.pooler, _ = sv.Device.(Pooler)
 	if s.Opcodes == 0 {
 		s.Opcodes = ServeAnnounce | ServeMap
 		if s.dynamic != nil {

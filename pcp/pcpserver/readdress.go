@@ -80,7 +80,7 @@ func (s *Server) lost() []*entry {
 	var in, out []*entry
 	for _, e := range s.table.byKey {
 		switch {
-		case e.svc.external == nil || !e.suspended && e.svc.external.External(e.m.External.Addr()):
+		case e.svc.external == nil || !e.suspended && e.svc.keeps(&e.m):
 		case e.m.Kind == pcp.KindPeer:
 			out = append(out, e)
 		default:
@@ -230,7 +230,7 @@ func (s *Server) destination(e *entry, at map[*entry]*move) netip.AddrPort {
 			return false
 		case mv != nil && mv.err == nil && mv.m.External.IsValid():
 			to = mv.m.External
-		case mv == nil && !o.suspended && e.svc.external.External(o.m.External.Addr()):
+		case mv == nil && !o.suspended && e.svc.keeps(&o.m):
 			to = o.m.External
 		default:
 			return false

@@ -347,7 +347,7 @@ func (svc *service) restore(now time.Time, e *entry, recall bool) error {
 	if !ok {
 		return errors.New("device cannot restore mappings")
 	}
-	if svc.external != nil && !svc.external.External(e.m.External.Addr()) {
+	if !svc.keeps(&e.m) {
 		e.suspended = true
 		return nil
 	}
