@@ -347,3 +347,132 @@ func TestNATLogIPFIX(t *testing.T) {
 		t.Errorf("nfdump lacks %v in\n%s", want, out)
 	}
 }
+
+// What a subscriber may not have is refused, logged as a sample and counted,
+// and costs nobody else anything.
+func TestPoolLimits(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	pools := strings.Replace(twoPools, "block-size = 256", "block-size = 64", 1) + "max-flows = 10\n"
+	d := startPools(t, lab, pools)
+	server := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 9000).String()
+	answered := func(n *nstest.NS, count int) (ok int) {
+		t.Helper()
+		for range count {
+			conn := n.For(t).DialUDP("", server)
+			if _, err := conn.Write([]byte("who am I?")); err != nil {
+				continue
+			}
+			if _, answer := nstest.ReadUDP(conn, silence); answer {
+				ok++
+			}
+			conn.Close()
+		}
+		return ok
+	}
+	if n := answered(lab.Inside, 66); n < 60 || n > 64 {
+		t.Errorf("%d of 66 sockets of a host with 64 ports get an answer", n)
+	}
+	if n := answered(lab.Inside2, 12); n != 10 {
+		t.Errorf("%d of 12 flows of a host that may have 10 get an answer", n)
+	}
+	d.logged(`"ports-exhausted"`, `"homes"`)
+	quota := d.logged(`"quota-exceeded"`, `"offices"`)
+	if quota["subscriber"] != nstest.Inside2Addr || quota["limit"] != float64(10) {
+		t.Errorf("quota: %v", quota)
+	}
+	var pool control.Pools
+	mustPcpctl(t, lab.Router, &pool, "pools", "--control", d.socket)
+	if pool.Pools[0].Exhausted["ports-exhausted"] == 0 || pool.Pools[1].Exhausted["quota-exceeded"] == 0 {
+		t.Errorf("pools: %+v", pool)
+	}
+	d.stop(syscall.SIGTERM)
+}
+
+// A reload moves the mappings of a subscriber that has come into another pool,
+// begins and ends logs, and a rotated log is opened anew.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	d := startPools(t, lab, twoPools)
+	serve(t, lab.Inside, "udp", nstest.InsideAddr, 5000)
+	serve(t, lab.Inside2, "udp", nstest.Inside2Addr, 5000)
+	home := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+	office := newClient(t, lab.Inside2, nstest.Inside2Addr, nstest.RouterLAN)
+	stays, moves := home.mapped("udp", 5000), office.mapped("udp", 5000)
+	d.logged(`"mapping-created"`, `"offices"`)
+	extra := filepath.Join(filepath.Dir(d.file), "extra.json")
+	moved := strings.Replace(strings.Replace(twoPools, "192.168.1.0/28", "192.168.1.0/27", 1), "192.168.1.16/28", "192.168.1.128/25", 1)
+	reload := func(text, want string) {
+		t.Helper()
+		d.write(t, text)
+		if out := mustPcpctl(t, lab.Router, nil, "reload", "--control", d.socket); !strings.Contains(out, want) {
+			t.Errorf("reload says %s, want %q", out, want)
+		}
+	}
+	reload(moved, "the pools are as the configuration says")
+	nstest.Eventually(t, patience, "the mapping of the office is at an address of its new pool", func() bool {
+		for _, m := range d.mappings() {
+			if m.Internal.Addr().String() == nstest.Inside2Addr {
+				moves = m.External
+			}
+		}
+		return moves.Addr() == stays.Addr()
+	})
+	reached(t, lab.Outside, "udp", "", moves.String())
+	reached(t, lab.Outside, "udp", "", stays.String())
+	if again := home.mapped("udp", 5000); again != stays {
+		t.Errorf("the mapping of the home went from %v to %v", stays, again)
+	}
+	d.logged(`"mapping-created"`, fmt.Sprintf(`"first_port":%d,`, moves.Port()), `"203.0.113.10"`, nstest.Inside2Addr)
+
+	// The log of the command line wins over the file, so this is a daemon
+	// without one.
+	d.stop(syscall.SIGTERM)
+	d.args = d.args[:len(d.args)-2]
+	d.start()
+	reload("nat-log = 'json="+extra+"'\n"+moved, "the logs of the NAT are as the configuration says")
+	log := d.log
+	d.log = extra
+	office.mapped("udp", 5001)
+	d.logged(`"mapping-created"`, `"internal_port":5001`)
+	if err := os.Rename(extra, extra+".1"); err != nil {
+		t.Fatal(err)
+	}
+	d.proc.Signal(syscall.SIGHUP)
+	office.mapped("udp", 5002)
+	d.logged(`"mapping-created"`, `"internal_port":5002`)
+	reload(moved, "the logs of the NAT are as the configuration says")
+	office.mapped("udp", 5003)
+	for _, file := range []string{extra, log} {
+		if text, err := os.ReadFile(file); err != nil || strings.Contains(string(text), `"internal_port":5003`) {
+			t.Errorf("%v, or a log that is no more goes on:\n%s", err, text)
+		}
+	}
+	d.stop(syscall.SIGTERM)
+}
+
+// After a start without what was before, the log says so, and that what there
+// is has begun anew.
+func TestNATLogAfterLoss(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	d := startPools(t, lab, twoPools)
+	d.logged(`"started"`)
+	mapped := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN).mapped("udp", 5000)
+	d.logged(`"mapping-created"`)
+	d.stop(syscall.SIGTERM)
+	if out := lab.Router.Run(program(t, "pcpd"), "cleanup"); !strings.Contains(out, "Nothing of pcpd's") {
+		t.Fatal(out)
+	}
+	d.start() // the state is kept, the kernel's table is not
+	nstest.Eventually(t, patience, "the mapping is logged again", func() bool {
+		text, _ := os.ReadFile(d.log)
+		return strings.Count(string(text), `"started"`) == 2 && strings.Count(string(text), `"mapping-created"`) == 2
+	})
+	who := d.holdings("who", mapped.Addr().String(), fmt.Sprint(mapped.Port()), time.Now().Add(time.Second).Format(time.RFC3339Nano), "--protocol", "udp")
+	if len(who) == 0 || who[0].By != control.ByMapping || who[0].Until != nil {
+		t.Errorf("who has it: %+v", who)
+	}
+	d.stop(syscall.SIGTERM)
+}
