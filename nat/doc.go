@@ -14,7 +14,8 @@
 //	                  eif4      an ordinary socket, as its pool's filtering behavior
 //	                            says, and not for a port that the router listens
 //	                            on (service4)
-//	prerouting   -99  used4, stray4: what was opened, what was not translated
+//	prerouting   -99  used4, stray4: what was opened, what was not translated; what
+//	                  came for an ordinary socket and was not let in is dropped
 //	forward       10  draw4: the pool of a host with a new flow; pool4-N: its limits;
 //	                  home4: the host's external address; a port of it is drawn
 //	                  until taken4 does not have it, and noted in eim4 (edm4),
