@@ -216,6 +216,7 @@ func (m machine) describe(c *config) []string {
 		}
 		out = append(out, m.describeMode(c, md, who))
 	}
+	out = append(out, describePools(c)...)
 	out = append(out, describeFirewall(c)...)
 	out = append(out, fmt.Sprintf("A mapping lives from %s to %s without renewal.", c.minLifetime, c.maxLifetime))
 	if c.quota > 0 {

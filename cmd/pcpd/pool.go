@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"pcpd/internal/netif"
+	"pcpd/nat"
+	"pcpd/pcp/pcpserver"
 )
 
 // examinePool looks at whether --external-address is of the outside, and
@@ -117,4 +121,63 @@ func (d *daemon) tellPresence(look func(string) netif.Interface) {
 		}
 		d.present[name] = is
 	}
+}
+
+// describePools says what pools there are, what their subscribers may have, and
+// where that is logged.
+func describePools(c *config) []string {
+	if !c.serves(pcpserver.TypeNAT444) {
+		return nil
+	}
+	var out []string
+	list := c.pools
+	if len(list) == 0 {
+		list = []nat.Pool{c.pool} // whose addresses the mode's line has
+	}
+	for _, p := range list {
+		who := "A host"
+		if p.Name != "" {
+			who = fmt.Sprintf("Pool %s: the hosts of %s share %s. A host", p.Name, joinPrefixes(p.Internal), joinPrefixes(p.External))
+		}
+		if text := poolText(p); p.Name != "" || text != "" {
+			out = append(out, who+" "+cmp.Or(text, "draws from all ports")+".")
+		}
+	}
+	if len(c.untranslated) > 0 {
+		out = append(out, "What goes to "+joinPrefixes(c.untranslated)+" is not translated.")
+	}
+	for _, t := range c.natLogs {
+		out = append(out, "Who has which external port is logged to "+t.String()+".")
+	}
+	return out
+}
+
+// poolText says what a host of a pool may have, or "" if that is the default.
+func poolText(p nat.Pool) string {
+	var out []string
+	maximum := cmp.Or(p.MaxBlocks, nat.DefaultMaxBlocks)
+	size := cmp.Or(p.BlockSize, nat.DefaultBlockSize)
+	switch p.Allocation {
+	case nat.AllocationBlocks:
+		out = append(out, fmt.Sprintf("gets up to %d blocks of %d ports", maximum, size))
+	case nat.AllocationDeterministic:
+		size, _ := p.Capacity()
+		out = append(out, fmt.Sprintf("has %d ports that are computed from its address", size))
+	}
+	if p.MaxFlows > 0 {
+		out = append(out, fmt.Sprintf("has at most %d flows at a time", p.MaxFlows))
+	}
+	if p.FlowRate > 0 {
+		out = append(out, fmt.Sprintf("begins at most %d flows in a second", p.FlowRate))
+	}
+	if p.Mapping != nat.MappingEndpointIndependent {
+		out = append(out, "has a port for each peer")
+	}
+	switch p.Filtering {
+	case nat.FilteringEndpointIndependent:
+		out = append(out, "can be sent to at the ports of its sockets by everybody")
+	case nat.FilteringAddressDependent:
+		out = append(out, "can be sent to at the ports of its sockets by hosts that it has sent to")
+	}
+	return strings.Join(out, ", ")
 }

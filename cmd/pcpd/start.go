@@ -23,6 +23,16 @@ func examineStart(ctx context.Context, c *config) []control.Finding {
 	if c.durability != durabilityNone {
 		examineState(c.state, &out)
 	}
+	for _, t := range c.natLogs {
+		if t.Network != "file" {
+			continue
+		}
+		if err := usableDirectory(filepath.Dir(t.Address)); err != nil {
+			out.problem("--nat-log %s: %v", t, err)
+		} else {
+			out.ok("the log of the NAT can be kept in %s", t.Address)
+		}
+	}
 	err := usableDirectory(filepath.Dir(c.control))
 	if err == nil {
 		err = control.Vacant(ctx, c.control)
