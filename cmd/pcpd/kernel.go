@@ -258,28 +258,6 @@ func (p *dataPath) close(remove bool) error {
 	return errors.Join(errs...)
 }
 
-// probeKernel asks whether there is nf_tables and connection tracking, in the
-// only way that says so for certain: by talking to them.
-func probeKernel() ([]string, error) {
-	var features []string
-	t, err := anyTable()
-	if err == nil {
-		features = append(features, "the kernel has nf_tables")
-		if err = t.Probe(); err == nil {
-			features = append(features, t.Features()...)
-		}
-		err = errors.Join(err, t.Close())
-	}
-	conn, cterr := ct.Dial(0)
-	if cterr == nil {
-		features = append(features, "the kernel has connection tracking")
-		cterr = conn.Close()
-	} else {
-		cterr = noConntrack(cterr)
-	}
-	return features, errors.Join(err, cterr)
-}
-
 // forwardDrops looks for the forward chains of other firewalls.
 func forwardDrops(mark uint32) ([]firewall.ForwardDrop, error) { return firewall.ForwardDrops(0, mark) }
 
