@@ -21,8 +21,8 @@ check: ## the quick part: format, vet, tests without the race detector
 fuzz: ## 1,000,000 executions of each fuzz target; takes most of an hour
 	scripts/fuzz.sh
 
-bench: ## what a request and a packet cost with 10 and with 10,000 mappings, and a restart
-	go test -run '^$$' -bench 'FlatCost|Restart' -benchtime 1x ./netns_test
+bench: ## what requests and packets cost, into docs/bench.jsonl and README.md; ten minutes (PCPD_BENCH=full: to 1,000,000)
+	scripts/bench.sh
 
 demo: ## a router with pcpd and real connections through it, then all is removed
 	scripts/demo.sh

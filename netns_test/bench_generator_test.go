@@ -17,8 +17,10 @@ import (
 const (
 	clientsTotal = 1 << 14
 	firstPort    = 1024
-	slotPort     = 10_000 // source port of the generator's first slot
-	mapSize      = 60     // octets of a MAP request without options
+	// clientPort is every client's source port. One port each: connection
+	// tracking on the router remembers all that it has seen.
+	clientPort = 5350
+	mapSize    = 60 // octets of a MAP request without options
 )
 
 // ask is what the generator sends: ANNOUNCE, or MAP for mapping number i. Equal
@@ -28,6 +30,19 @@ type ask struct {
 	mapping  int
 	lifetime uint32
 	filters  []netip.Prefix
+}
+
+// key is what an answer has of its request.
+type key struct {
+	announce bool
+	number   int // of the client or the mapping
+}
+
+func (a *ask) key() key {
+	if a.announce {
+		return key{true, a.mapping % clientsTotal}
+	}
+	return key{false, a.mapping}
 }
 
 func internalOf(mapping int) netip.AddrPort {
@@ -86,11 +101,10 @@ type generator struct {
 	// external receives what a mapping was given.
 	external []netip.AddrPort
 
-	slots   []slot
-	free    []int
-	queue   [wireBatch]int
-	size    [wireBatch]int
-	waiting int
+	slots []slot
+	free  []int
+	open  map[key]int // slots by what identifies the answer
+	size  [wireBatch]int
 }
 
 type slot struct {
@@ -121,7 +135,7 @@ func newGenerator(b *testing.B, w *wire, window int) *generator {
 
 // run sends n requests and returns when all have their answer.
 func (g *generator) run(n int, next func(i int) ask) *answers {
-	g.slots, g.free = make([]slot, g.window), g.free[:0]
+	g.slots, g.free, g.open = make([]slot, g.window), g.free[:0], make(map[key]int, g.window)
 	for i := range g.window {
 		g.free = append(g.free, g.window-1-i)
 	}
@@ -157,9 +171,13 @@ func (g *generator) run(n int, next func(i int) ask) *answers {
 func (g *generator) feed(sent, due int, now time.Time, next func(i int) ask) int {
 	k := 0
 	for sent < due && len(g.free) > 0 && k < wireBatch {
+		a := next(sent)
+		if _, taken := g.open[a.key()]; taken {
+			break // the same one, chosen again at random: after its answer
+		}
 		i := g.free[len(g.free)-1]
 		g.free = g.free[:len(g.free)-1]
-		g.slots[i] = slot{ask: next(sent), sent: now, last: now, begun: true}
+		g.slots[i], g.open[a.key()] = slot{ask: a, sent: now, last: now, begun: true}, i
 		g.encode(k, i)
 		sent++
 		k++
@@ -173,9 +191,9 @@ func (g *generator) feed(sent, due int, now time.Time, next func(i int) ask) int
 // encode writes the request of a slot into the k-th frame to send.
 func (g *generator) encode(k, i int) {
 	s := &g.slots[i]
-	from := netip.AddrPortFrom(internalOf(s.ask.mapping).Addr(), uint16(slotPort+i))
+	from := netip.AddrPortFrom(internalOf(s.ask.mapping).Addr(), clientPort)
 	if g.one {
-		from = netip.AddrPortFrom(clientAddr(clientsTotal), uint16(slotPort+i))
+		from = netip.AddrPortFrom(clientAddr(clientsTotal), clientPort)
 	}
 	n := s.ask.put(g.w.out[k][udpPayload:], from)
 	if g.one && !s.ask.announce { // of one client, by port
@@ -191,14 +209,22 @@ func (g *generator) collect(r *answers, wait bool) {
 	for k := range n {
 		f := g.w.frame(k)
 		p, ok := parse(f)
-		i := int(p.dst.Port()) - slotPort
-		if !ok || p.src != g.server || i < 0 || i >= len(g.slots) || !g.slots[i].begun || len(f) < udpPayload+24 {
+		if !ok || p.src != g.server || p.dst.Port() != clientPort || len(f) < udpPayload+24 {
 			continue
 		}
-		s, body := &g.slots[i], f[udpPayload:]
-		if !s.ask.announce && (len(body) < mapSize || binary.BigEndian.Uint32(body[32:]) != uint32(s.ask.mapping)) {
-			continue // a late answer to an earlier request
+		body := f[udpPayload:]
+		answered := key{number: -1}
+		switch {
+		case body[1] == 0x80|byte(pcp.OpcodeAnnounce):
+			answered = key{true, clientNumber(p.dst.Addr())}
+		case len(body) >= mapSize:
+			answered.number = int(binary.BigEndian.Uint32(body[32:]))
 		}
+		i, waits := g.open[answered]
+		if !waits {
+			continue // a second answer, to what was sent again
+		}
+		s := &g.slots[i]
 		if code := pcp.ResultCode(body[3]); code != 0 {
 			r.refused[code]++
 		} else if !s.ask.announce && s.ask.mapping < len(g.external) {
@@ -206,6 +232,7 @@ func (g *generator) collect(r *answers, wait bool) {
 		}
 		r.latency = append(r.latency, now.Sub(s.sent))
 		s.begun = false
+		delete(g.open, answered)
 		g.free = append(g.free, i)
 	}
 }

@@ -97,6 +97,13 @@ func clientAddr(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, byte(64 + i>>16), byte(i >> 8), byte(i)})
 }
 
+// clientNumber is the reverse of clientAddr, as far as requests go: the one
+// client that has no number among the many is number zero.
+func clientNumber(a netip.Addr) int {
+	four := a.As4()
+	return (int(four[1]-64)<<16 | int(four[2])<<8 | int(four[3])) % clientsTotal
+}
+
 // full tells whether the levels of 1,000,000 are to be measured too.
 func full() bool { return os.Getenv("PCPD_BENCH") == "full" }
 

@@ -16,6 +16,9 @@ const (
 	flowsOpen       = 1_000   // established flows
 	packetsPerRound = 100_000 // of established flows
 	packetRounds    = 7
+	// flowsPerLevel keeps the levels' new flows apart: a socket that has a
+	// port already would get it again.
+	flowsPerLevel = 200_000
 )
 
 // masquerade is what a router without PCP has.
@@ -37,10 +40,10 @@ func BenchmarkPackets(b *testing.B) {
 		ours.daemon("--durability", "none")
 		g := newGenerator(b, ours.in, outstanding)
 		present := 0
-		for _, n := range levels(0, 1_000, 100_000) {
+		for i, n := range levels(0, 1_000, 100_000) {
 			g.grow(present, n)
 			present = n
-			benchFlows(b, fmt.Sprintf("packets/%d", n), ours, bare, g.external)
+			benchFlows(b, fmt.Sprintf("packets/%d", n), i*flowsPerLevel, ours, bare, g.external)
 		}
 	}
 }
@@ -131,19 +134,19 @@ func versus(rounds int, one, two func(round int) float64) (first, second, ratio 
 }
 
 // benchFlows compares a router that has mappings with one that only
-// masquerades.
-func benchFlows(b *testing.B, name string, ours, bare *benchLab, external []netip.AddrPort) {
+// masquerades. The numbers of its new flows begin with first.
+func benchFlows(b *testing.B, name string, first int, ours, bare *benchLab, external []netip.AddrPort) {
 	for _, p := range protocols {
 		outward := newFlows(p.number, nil)[0]
 		for k, tr := range newFlows(p.number, external) {
 			mine, theirs, ratio := versus(packetRounds,
 				func(round int) float64 {
 					ours.forget()
-					return ours.pump(flowsPerRound, tr, (k+round)*flowsPerRound)
+					return ours.pump(flowsPerRound, tr, first+(k+round)*flowsPerRound)
 				},
 				func(round int) float64 {
 					bare.forget()
-					return bare.pump(flowsPerRound, outward, (k+round)*flowsPerRound)
+					return bare.pump(flowsPerRound, outward, first+(k+round)*flowsPerRound)
 				})
 			putRatio(b, name+"/new/"+p.name+"/"+tr.name, mine, theirs, ratio)
 		}

@@ -4,10 +4,12 @@
 #
 #   scripts/setup.sh              everything
 #   scripts/setup.sh ip nft ...   only what has these commands
+#   scripts/setup.sh miniupnpd    what `make bench` compares with; never
+#                                 installed unless it is named
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-# command  Debian package that has it
+# command  Debian package that has it, "named" if only on demand
 needs='
 gcc        gcc
 git        git
@@ -19,6 +21,7 @@ sysctl     procps
 nfcapd     nfdump
 tshark     tshark
 shellcheck shellcheck
+miniupnpd  miniupnpd-nftables named
 '
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -29,8 +32,8 @@ if ! command -v go >/dev/null; then
 fi
 
 packages=()
-while read -r command package; do
-	[[ -n $command && ($# == 0 || " $* " == *" $command "*) ]] || continue
+while read -r command package when; do
+	[[ -n $command && ($# == 0 && $when != named || " $* " == *" $command "*) ]] || continue
 	command -v "$command" >/dev/null || packages+=("$package")
 done <<<"$needs"
 [[ ${#packages[@]} -gt 0 ]] || exit 0
