@@ -22,6 +22,7 @@ type daemon struct {
 	healthy  bool
 	server   *control.Server
 	path     string
+	logFile  string // of the NAT
 }
 
 func (d *daemon) Mappings(yield func(control.Mapping) bool) {

@@ -86,6 +86,11 @@ type Holding struct {
 func (s *Server) poolRoutes(mux *http.ServeMux) {
 	source, ok := s.cfg.Source.(PoolSource)
 	if !ok {
+		for _, path := range []string{"/v1/pools", "/v1/who", "/v1/ports"} {
+			mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+				writeError(w, http.StatusNotFound, "this pcpd translates no addresses: nat444 is not among its modes")
+			})
+		}
 		return
 	}
 	mux.HandleFunc("GET /v1/pools", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, source.Pools()) })
