@@ -120,6 +120,13 @@ func (r *requestBench) level() {
 		for i, op := range ops {
 			name := r.name(who.name + "/" + op.name)
 			put(r.b, name+"/rate", median(rates[i]), "/s")
+			if i > 0 { // of the same round's, as the machine may have other work in some
+				var of []float64
+				for k, rate := range rates[i] {
+					of = append(of, rate/rates[0][k])
+				}
+				put(r.b, name+"/of-announce", median(of), "")
+			}
 			put(r.b, name+"/p50", micros(percentile(latencies[i], 50)), "us")
 			put(r.b, name+"/p99", micros(percentile(latencies[i], 99)), "us")
 		}

@@ -116,6 +116,16 @@ func (r *results) value(parts ...any) (float64, bool) {
 	return v, ok
 }
 
+// has tells whether anything was measured whose name begins so.
+func (r *results) has(prefix string) bool {
+	for name := range r.values {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // show is a measurement as words, "-" if it was not made.
 func (r *results) show(format func(float64) string, parts ...any) string {
 	if v, ok := r.value(parts...); ok {

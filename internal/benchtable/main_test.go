@@ -11,6 +11,8 @@ const sample = `{"name":"machine/kernel","text":"Linux 6.12"}
 {"name":"requests/relaxed/100000/256/announce/rate","value":80000,"unit":"/s"}
 {"name":"requests/relaxed/100000/256/create/rate","value":20000,"unit":"/s"}
 {"name":"requests/relaxed/100000/256/renew/rate","value":48000,"unit":"/s"}
+{"name":"requests/relaxed/100000/256/create/of-announce","value":0.25}
+{"name":"requests/relaxed/100000/256/renew/of-announce","value":0.6}
 {"name":"packets/100000/new/udp/mapped/ratio","value":0.97}
 {"name":"packets/100000/new/tcp/mapped/ratio","value":0.5}
 {"name":"lone/create/ratio","value":6}

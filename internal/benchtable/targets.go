@@ -66,13 +66,19 @@ func (r *results) per(what, one, other string, least float64) target {
 	return target{what: what, measured: a / c, ok: ok && found && c > 0, bound: least}
 }
 
+// least returns a target for a ratio that was measured round by round.
+func (r *results) least(what, name string, least float64) target {
+	v, ok := r.value(name)
+	return target{what: what, measured: v, ok: ok, bound: least}
+}
+
 func (r *results) requestTargets() (list []target) {
 	const relaxed, sync = "requests/relaxed/100000/", "requests/sync/100000/"
 	for _, op := range []string{"create", "renew"} {
 		list = append(list,
-			r.per(op+", relaxed, 256 outstanding, 100,000 mappings: of the ANNOUNCE rate", relaxed+"256/"+op+"/rate", relaxed+"256/announce/rate", 0.5),
+			r.least(op+", relaxed, 256 outstanding, 100,000 mappings: of the ANNOUNCE rate", relaxed+"256/"+op+"/of-announce", 0.5),
 			r.per(op+", the same: of the kernel's bulk rate", relaxed+"256/"+op+"/rate", "bulk/1000/rate", 0.1),
-			r.per(op+", sync: of the ANNOUNCE rate", sync+"256/"+op+"/rate", sync+"256/announce/rate", 0.25))
+			r.least(op+", sync: of the ANNOUNCE rate", sync+"256/"+op+"/of-announce", 0.25))
 	}
 	p99, ok := r.value(sync + "half/p99")
 	return append(list, target{what: "sync, p99 at half of that load", measured: p99 / 1000, ok: ok, bound: 10, most: true, unit: " ms"})
