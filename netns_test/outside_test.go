@@ -370,9 +370,7 @@ func TestRenumberingIsSeen(t *testing.T) {
 		foreign = lab.Inside.Start(client, nstest.RouterLAN, nstest.InsideAddr)
 		says(foreign, "external 203.0.113.2:1234")
 	}
-	for _, line := range []string{" created tcp 203.0.113.2:5000 -> 192.168.1.10:5000 for 3600 s", " created udp 203.0.113.2:4999"} {
-		says(watch, line)
-	}
+	says(watch, " created tcp 203.0.113.2:5000 -> 192.168.1.10:5000 for 3600 s")
 
 	renumber(lab, nstest.RouterWAN, otherWAN)
 	says(watch, " moved tcp 203.0.113.9:5000 -> 192.168.1.10:5000 for 3")
