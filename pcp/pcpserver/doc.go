@@ -25,9 +25,9 @@
 // In passive mode the host program owns the loop. It puts each datagram that it
 // intercepts into a [Context] and calls [Server.RunOnce]; if there is a reply it
 // sends it. Many goroutines may call it, each with a Context of its own, and a
-// Context is used again and again: once its buffers have grown, ANNOUNCE and
-// malformed requests allocate no memory, and what others allocate does not
-// depend on how many mappings there are. [Server.Tick] is called now and then,
+// Context is used again and again: once its buffers have grown, ANNOUNCE,
+// renewals and refusals allocate no memory of their own, and what others allocate
+// does not depend on how many mappings there are. [Server.Tick] is called now and then,
 // at the latest when it says.
 //
 // The same request gets the same reply in both.
@@ -72,7 +72,10 @@
 // Requests that wait at the same time share a commit ([Server.Handle]; Serve
 // does it by itself). Each keeps its own fate: a [Committer] says which mapping
 // it refuses, and only that request fails. Two requests for one internal port
-// never share a commit, since the second has to see what the first did. A
+// never share a commit, since the second has to see what the first did, unless
+// it is the same: then it gets the same answer. In Serve the second is in the
+// next batch, and clients have their turns, so that neither a flood of one
+// client nor its repetitions keep others waiting for more than one batch. A
 // mapping refused because of [pcp.ErrConflict] is decided again, up to two
 // times, and the device chooses another external port.
 //
