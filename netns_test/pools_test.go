@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -473,6 +474,42 @@ func TestNATLogAfterLoss(t *testing.T) {
 	who := d.holdings("who", mapped.Addr().String(), fmt.Sprint(mapped.Port()), time.Now().Add(time.Second).Format(time.RFC3339Nano), "--protocol", "udp")
 	if len(who) == 0 || who[0].By != control.ByMapping || who[0].Until != nil {
 		t.Errorf("who has it: %+v", who)
+	}
+	d.stop(syscall.SIGTERM)
+}
+
+// Ports of ordinary sockets cannot be guessed from each other, nor from the
+// internal ones (RFC 6888, REQ-15).
+func TestPortsAreDrawnAtRandom(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	d := startPools(t, lab, strings.Replace(twoPools, "block-size = 256", "block-size = 16384", 1))
+	server := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 9000).String()
+	const sockets = 24
+	for _, host := range []struct {
+		n     *nstest.NS
+		addr  string
+		width int // of the range that they are drawn from while it has room
+	}{{lab.Inside, nstest.InsideAddr, 16384}, {lab.Inside2, nstest.Inside2Addr, 32768}} {
+		var ports, steps []int
+		same := 0
+		for i := range sockets {
+			internal := 20000 + i
+			seen := int(sameSocket(t, host.n.ListenUDP(hostport(host.addr, uint16(internal))), server).Port())
+			if seen == internal {
+				same++
+			}
+			if len(ports) > 0 {
+				steps = append(steps, seen-ports[len(ports)-1])
+			}
+			ports = append(ports, seen)
+		}
+		slices.Sort(steps)
+		// Of so many at random, one chance in a million is that all are in a
+		// half of the range, and none is that steps repeat so often.
+		if spread := slices.Max(ports) - slices.Min(ports); spread < host.width/2 || same > 1 || len(slices.Compact(steps)) < sockets/2 {
+			t.Errorf("%s has the ports %v", host.addr, ports)
+		}
 	}
 	d.stop(syscall.SIGTERM)
 }
