@@ -2,6 +2,7 @@ package nat
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -30,30 +31,33 @@ func (p *realm) tryBlock(in string, key ...nft.Expr) nft.Rule {
 }
 
 // blockSearch adds the chains that look for a port in a subscriber's blocks,
-// and then give it another block as long as it may have one.
+// and then give it another block as long as it may have one. Most tries are
+// for the newest block, since the others are full or were: the number of all
+// tries bounds what a packet can cost that finds no port.
 func (p *realm) blockSearch(l *layout, events bool) {
 	name := func(part string, n int) string { return p.chain(fmt.Sprintf("-%s-%d", part, n)) }
-	has := func(n int) []nft.Expr {
-		return []nft.Expr{nft.IPSaddr(regKey), nft.Immediate(regKey+1, nft.Host(uint32(n))), nft.LookupMap(mapBlocks, regKey, regPool)}
+	key := func(n int) []nft.Expr {
+		return []nft.Expr{nft.IPSaddr(regKey), nft.Immediate(regKey+1, nft.Host(uint32(n)))}
 	}
-	var search []nft.Rule
+	ifHas := func(n int, then nft.Expr) nft.Rule {
+		return known(fmt.Sprintf("%s as number %d", mapBlocks, n), nft.R(key(n), nft.LookupMap(mapBlocks, regKey, regPool), then))
+	}
+	var search, more, older []nft.Rule
 	for n := range p.MaxBlocks {
-		search = append(search, known(fmt.Sprintf("%s as number %d", mapBlocks, n), nft.R(has(n), nft.Jump(name("try", n)))))
-		l.chains[name("try", n)] = repeat(blockTries,
-			p.tryBlock(mapBlocks, nft.IPSaddr(regKey), nft.Immediate(regKey+1, nft.Host(uint32(n)))))
-		next := chainExhausted
-		if n+1 < p.MaxBlocks {
-			next = name("more", n+1)
-		}
-		l.chains[name("more", n)] = []nft.Rule{
-			known(fmt.Sprintf("%s as number %d", mapBlocks, n), nft.R(has(n), nft.Goto(next))),
-			nft.R(nft.Goto(name("new", n))),
-		}
+		search = append(search, ifHas(p.MaxBlocks-1-n, nft.Goto(name("newest", p.MaxBlocks-1-n))))
+		more = append(more, nft.R(nft.Jump(name("more", n))))
+		try := p.tryBlock(mapBlocks, key(n)...)
+		l.chains[name("try", n)] = repeat(blockTries, try)
+		l.chains[name("newest", n)] = slices.Concat([]nft.Rule{nft.R(nft.Jump(name("try", n)))}, older, []nft.Rule{nft.R(nft.Goto(p.chain("-more")))})
+		older = append(older, ifHas(n, nft.Jump(name("older", n))))
+		l.chains[name("older", n)] = repeat(olderTries, try)
+		l.chains[name("more", n)] = []nft.Rule{ifHas(n, nft.Return()), nft.R(nft.Goto(name("new", n)))}
 		l.chains[name("new", n)] = append(repeat(newBlockTries, p.newBlock(n, events, name("got", n))),
 			nft.R(nft.Goto(chainNoBlock)))
 		l.chains[name("got", n)] = []nft.Rule{nft.R(nft.Jump(name("try", n))), nft.R(nft.Goto(chainExhausted))}
 	}
-	l.chains[p.chain("-blocks")] = append(search, nft.R(nft.Goto(name("more", 0))))
+	l.chains[p.chain("-blocks")] = append(search, nft.R(nft.Goto(p.chain("-more"))))
+	l.chains[p.chain("-more")] = append(more, nft.R(nft.Goto(chainExhausted)))
 }
 
 // newBlock draws a block of the subscriber's address that nobody has, takes it

@@ -134,7 +134,7 @@ const (
 const (
 	minBlockSize = 64
 	maxBlockSize = 16384
-	// maxBlocks bounds MaxBlocks: each further one costs 70 rules.
+	// maxBlocks bounds MaxBlocks: each further one costs 100 rules.
 	maxBlocks = 16
 	// MaxPools is the number of pools that a Device can have.
 	MaxPools = 64

@@ -91,9 +91,11 @@ const (
 	// maxHomes bounds the subscribers, maxBlocksInUse their blocks.
 	maxHomes, maxBlocksInUse = 1 << 20, 1 << 20
 	// tries is how often a port is drawn of all ports of an address, blockTries
-	// how often one of a block and a block. The packet is refused if all were
-	// taken: at nine tenths in use that is one new socket in 30, one in 850.
-	tries, blockTries, newBlockTries = 32, 64, 32
+	// how often one of a subscriber's newest block, olderTries one of each of
+	// the others, and newBlockTries a block. The packet is refused if all were
+	// taken: at nine tenths in use, one new socket in 30, or of a block one in
+	// 150, or less with several.
+	tries, blockTries, olderTries, newBlockTries = 32, 48, 8, 32
 )
 
 // Priorities relative to the hooks' standard ones.
