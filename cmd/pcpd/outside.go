@@ -19,8 +19,10 @@ type outside struct {
 	log  *slog.Logger
 	news chan struct{} // an interface changed; one that waits is enough
 
-	look      func()                     // at the interfaces, after each change
-	wanted    func() []netip.Prefix      // the external addresses as they should be
+	look func() // at the interfaces, after each change
+	// wanted are the external addresses as they should be; false: they are
+	// those of the configuration, whatever the interfaces have.
+	wanted    func() ([]netip.Prefix, bool)
 	readdress func([]netip.Prefix) error // makes them so
 	// vacate ends the mappings of hosts that are gone: of those in a network
 	// that an internal interface had, or with all of any. It returns how
@@ -92,8 +94,8 @@ func (o *outside) run(ctx context.Context) error {
 
 // follow has the data path translate to the addresses that there are.
 func (o *outside) follow() error {
-	wanted := o.wanted()
-	if slices.Equal(wanted, o.have) {
+	wanted, follow := o.wanted()
+	if !follow || slices.Equal(wanted, o.have) {
 		return nil
 	}
 	if err := o.readdress(wanted); err != nil {

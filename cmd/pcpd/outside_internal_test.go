@@ -17,9 +17,10 @@ import (
 // rig is an outside whose addresses and failures a test sets.
 type rig struct {
 	outside
-	mu     sync.Mutex // guards wants
+	mu     sync.Mutex // guards wants and fixed
 	wants  []netip.Prefix
-	fails  int // so many calls from now on
+	fixed  bool // by the configuration
+	fails  int  // so many calls from now on
 	tries  []time.Duration
 	leaves []time.Duration // of the calls of vacate for networks that were there
 	alls   []time.Duration // of those for all
@@ -38,10 +39,10 @@ func newRig(t *testing.T) *rig {
 	r.outside = outside{
 		log: slog.New(slog.DiscardHandler), news: make(chan struct{}, 1),
 		look: func() {},
-		wanted: func() []netip.Prefix {
+		wanted: func() ([]netip.Prefix, bool) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			return r.wants
+			return r.wants, !r.fixed
 		},
 		readdress: func([]netip.Prefix) error {
 			r.tries = append(r.tries, time.Since(begun))
@@ -110,6 +111,19 @@ func TestReaddressGivesUpTheObsolete(t *testing.T) {
 		r.mu.Unlock()
 		pass(time.Minute)
 		if len(r.tries) != 1 {
+			t.Errorf("tried at %v", r.tries)
+		}
+	})
+}
+
+// Addresses that are configured do not follow the interface.
+func TestReaddressLeavesConfigured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.wants, r.fixed = []netip.Prefix{netip.MustParsePrefix("203.0.113.9/32")}, true
+		r.changed()
+		pass(time.Minute)
+		if len(r.tries) != 0 {
 			t.Errorf("tried at %v", r.tries)
 		}
 	})

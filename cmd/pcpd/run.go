@@ -273,11 +273,9 @@ func (d *daemon) newOutside(external []netip.Prefix) outside {
 		}
 	}
 	o.look()
-	o.wanted = func() []netip.Prefix {
-		if !d.cfg.followsExternal() {
-			return external
-		}
-		return d.machine.external(d.cfg)
+	o.wanted = func() ([]netip.Prefix, bool) {
+		c := d.current()
+		return d.machine.external(c), c.followsExternal()
 	}
 	o.readdress = func(addrs []netip.Prefix) error {
 		now := d.clock.now()
