@@ -310,9 +310,12 @@ func (p *problems) poolAddresses(t *poolTable, pool *nat.Pool, say poolSay) {
 			}
 		}
 	}
-	for key, none := range map[string]bool{"internal": len(t.raw.internal) == 0, "external": len(t.raw.external) == 0} {
-		if none {
-			say(key, "is missing: name the prefixes that the pool translates, or translates to")
+	for _, k := range []struct {
+		key  string
+		none bool
+	}{{"internal", len(t.raw.internal) == 0}, {"external", len(t.raw.external) == 0}} {
+		if k.none {
+			say(k.key, "is missing: name the prefixes that the pool translates, or translates to")
 		}
 	}
 	if t.flags.Changed("ports") {
