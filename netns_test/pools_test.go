@@ -441,6 +441,9 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.proc.Signal(syscall.SIGHUP)
+	nstest.Eventually(t, patience, "SIGHUP is answered", func() bool {
+		return strings.Contains(d.proc.Output(), "configuration read again: nothing has changed")
+	})
 	office.mapped("udp", 5002)
 	d.logged(`"mapping-created"`, `"internal_port":5002`)
 	reload(moved, "the logs of the NAT are as the configuration says")
