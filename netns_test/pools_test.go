@@ -516,3 +516,35 @@ func TestPortsAreDrawnAtRandom(t *testing.T) {
 	}
 	d.stop(syscall.SIGTERM)
 }
+
+// A router without pools, limits and logs wants nothing of the kernel's
+// nfnetlink_log, and says what it cannot log when a log comes with a reload.
+func TestPlainRouterLogsNothing(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	file := filepath.Join(t.TempDir(), "pcpd.toml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("")
+	d := &pooled{daemon: startDaemon(t, lab, "--config", file), log: filepath.Join(filepath.Dir(file), "nat.json")}
+	if rules := lab.Router.Run("nft", "list", "table", "inet", "pcpd"); strings.Contains(rules, " group 5351") {
+		t.Errorf("rules log:\n%s", rules)
+	}
+	write("nat-log = 'json=" + d.log + "'\n")
+	out := mustPcpctl(t, lab.Router, nil, "reload", "--control", d.socket)
+	if !strings.Contains(out, "the logs of the NAT are as the configuration says; restart pcpd to have blocks and refused flows logged too") {
+		t.Errorf("reload says %s", out)
+	}
+	newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN).mapped("udp", 5000)
+	d.logged(`"mapping-created"`, `"default"`, nstest.InsideAddr)
+	d.stop(syscall.SIGTERM)
+	d.start()
+	if rules := lab.Router.Run("nft", "list", "table", "inet", "pcpd"); !strings.Contains(rules, " group 5351") {
+		t.Errorf("rules do not log:\n%s", rules)
+	}
+	d.stop(syscall.SIGTERM)
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -67,6 +68,21 @@ func (w *natWatch) noted(st *state) map[natSocket]netip.AddrPort {
 		}
 	}
 	return out
+}
+
+// natEvents reports whether anybody is to hear of blocks and of refused flows:
+// that takes more of the kernel, nfnetlink_log, than a plain router needs to
+// have.
+func (c *config) natEvents() bool {
+	return len(c.natLogs) > 0 || len(c.pools) > 0 || !reflect.DeepEqual(c.pool, nat.Pool{})
+}
+
+// natEvent returns who hears of them, nil for nobody.
+func (d *daemon) natEvent() func(nat.Event) {
+	if !d.cfg.natEvents() {
+		return nil
+	}
+	return d.watch.event
 }
 
 // logRestored notes what is left of an earlier daemon, in whose state were
@@ -205,7 +221,8 @@ func (w *natWatch) event(e nat.Event) {
 	if !known {
 		return
 	}
-	out := natlog.Event{Time: e.Time, Kind: kind, Pool: e.Pool, Subscriber: e.Subscriber, External: e.External,
+	// By the clock that the other events have; the NAT's may differ.
+	out := natlog.Event{Time: time.Now(), Kind: kind, Pool: e.Pool, Subscriber: e.Subscriber, External: e.External,
 		First: e.First, Last: e.Last, Protocol: e.Protocol}
 	if kind > natlog.BlockReleased {
 		w.mu.Lock()
@@ -243,22 +260,9 @@ func (d *daemon) watchNAT(ctx context.Context) {
 	}
 	var parts sync.WaitGroup
 	defer parts.Wait()
-	parts.Go(func() {
-		var pause backoff
-		for ctx.Err() == nil {
-			err := d.path.nat.Watch(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			wait := max(pause.next(time.Now()), minBackoff)
-			pause.done(time.Now())
-			d.log.Warn("events of the NAT were missed; its log may lack some", "err", err, "wait", wait)
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait):
-			}
-		}
-	})
+	if d.cfg.natEvents() {
+		parts.Go(func() { d.hearNAT(ctx) })
+	}
 	tick := time.NewTicker(surveyInterval)
 	defer tick.Stop()
 	for {
@@ -269,6 +273,29 @@ func (d *daemon) watchNAT(ctx context.Context) {
 			if err := d.releaseBlocks(); err != nil {
 				d.log.Warn("idle blocks of ports could not be taken back; trying again", "err", err)
 			}
+		}
+	}
+}
+
+// hearNAT hears the NAT's events until ctx ends. What keeps it from that is
+// logged once in a while.
+func (d *daemon) hearNAT(ctx context.Context) {
+	var pause backoff
+	var said time.Time
+	for {
+		err := d.path.nat.Watch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		wait := max(pause.next(time.Now()), minBackoff)
+		pause.done(time.Now())
+		if said.IsZero() || time.Since(said) > time.Hour {
+			said = time.Now()
+			d.log.Warn("events of the NAT are missed; its log lacks some", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
 		}
 	}
 }
@@ -303,8 +330,7 @@ func (s *pooled) Pools() control.Pools {
 		}
 		return true
 	})
-	c := s.d.current()
-	for _, p := range c.natPools(s.d.machine.external(c)) {
+	for _, p := range s.pools() {
 		pool := control.Pool{Name: p.Name, Allocation: p.Allocation.String(), Internal: texts(p.Internal), External: texts(p.External),
 			Mappings: mapped[p.Name], Exhausted: s.d.watch.refused(p.Name)}
 		for _, pre := range p.External {
@@ -320,6 +346,12 @@ func (s *pooled) Pools() control.Pools {
 		out.Logs = append(out.Logs, control.NATLog{Target: l.Target, Sent: l.Sent, Dropped: l.Dropped, Failures: l.Failures, Queued: l.Queued})
 	}
 	return out
+}
+
+// pools returns the pools that are in force.
+func (s *pooled) pools() []nat.Pool {
+	c := s.d.current()
+	return c.natPools(s.d.machine.external(c))
 }
 
 func texts(list []netip.Prefix) []string {
@@ -344,7 +376,7 @@ func (s *pooled) Who(external netip.Addr, port uint16, protocol pcp.Protocol) []
 		return m.External == netip.AddrPortFrom(external, port) && (protocol == 0 || m.Protocol == protocol)
 	}))
 	add(s.blocks(func(b *nat.Block) bool { return b.External == external && b.Ports.Contains(port) }))
-	for _, p := range s.d.current().pools {
+	for _, p := range s.pools() {
 		if subscriber, ok := p.SubscriberOf(external, port); ok {
 			add(arithmetic(p, subscriber))
 		}
@@ -370,7 +402,7 @@ func (s *pooled) Who(external netip.Addr, port uint16, protocol pcp.Protocol) []
 func (s *pooled) Ports(subscriber netip.Addr) []control.Holding {
 	out := s.mapped(func(m *pcp.Mapping) bool { return m.Internal.Addr() == subscriber })
 	out = append(out, s.blocks(func(b *nat.Block) bool { return b.Subscriber == subscriber })...)
-	for _, p := range s.d.current().pools {
+	for _, p := range s.pools() {
 		out = append(out, arithmetic(p, subscriber)...)
 	}
 	return out

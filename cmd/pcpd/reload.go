@@ -71,6 +71,9 @@ func (d *daemon) reload(context.Context) (control.Reload, error) {
 	if len(restart) > 0 {
 		out.Text += "; restart pcpd to change " + strings.Join(restart, ", ") + ", mappings outlive that"
 	}
+	if is.natEvents() && !d.cfg.natEvents() {
+		out.Text += "; restart pcpd to have blocks and refused flows logged too"
+	}
 	d.log.Info("configuration read again: " + out.Text)
 	return out, nil
 }

@@ -150,7 +150,7 @@ func (d *daemon) start() error {
 		return err
 	}
 	now := d.clock.now()
-	d.path, err = openDataPath(d.cfg, external, now, d.log, d.watch.event)
+	d.path, err = openDataPath(d.cfg, external, now, d.log, d.natEvent())
 	if err != nil {
 		return err
 	}
