@@ -80,7 +80,7 @@ func (r *rules) layout(fixed, untranslated []nft.Elem) *layout {
 	l.chains[chainDraw] = r.draw()
 	l.chains[chainSNAT] = r.snat()
 	l.chains[chainOrdinary] = r.ordinary()
-	l.chains[chainLearn] = r.learn()
+	r.learn(l.chains)
 	l.chains[chainExhausted] = r.refuse(logPorts)
 	l.chains[chainNoBlock] = r.refuse(logBlocks)
 	l.chains[chainOver] = r.refuse(logQuota)

@@ -12,28 +12,49 @@ import (
 
 // A sign is a kind of packets that keep an ordinary socket's port.
 type sign struct {
+	chain    string
 	protocol pcp.Protocol
 	match    []nft.Expr
 	timeout  time.Duration
 	live     string // the set that notes its block
+	// fresh has the flows that were renewed a moment ago by such a packet,
+	// stale is the set for packets of the other state of TCP.
+	fresh, stale string
+}
+
+func signs() []sign {
+	const tcp, udp, icmp = pcp.ProtocolTCP, pcp.ProtocolUDP, pcp.ProtocolICMP
+	return []sign{
+		{"learn4-open", tcp, append(nft.Protocol(uint8(tcp)), nft.Established()...), establishedTimeout, setBlockTCP, setFreshTCP, setFresh},
+		{"learn4-tcp", tcp, nft.Protocol(uint8(tcp)), implicitTimeout, setBlockLive, setFresh, setFreshTCP},
+		{"learn4-udp", udp, nft.Protocol(uint8(udp)), implicitTimeout, setBlockLive, setFresh, ""},
+		{"learn4-icmp", icmp, nft.Protocol(uint8(icmp)), implicitTimeout, setBlockLive, setFresh, ""},
+	}
 }
 
 // learn keeps the mapping of an ordinary socket alive by what it sends, and
 // notes one that is not known: another firewall's, or ours from before the
-// table was made anew.
-func (r *rules) learn() []nft.Rule {
-	const tcp, udp, icmp = pcp.ProtocolTCP, pcp.ProtocolUDP, pcp.ProtocolICMP
-	list := []nft.Rule{known(mapSNAT, nft.R(learnInternal(regKey), nft.LookupMap(mapSNAT, regKey, regValue), nft.Return()))}
-	for _, s := range []sign{
-		{tcp, append(nft.Protocol(uint8(tcp)), nft.Established()...), establishedTimeout, setBlockTCP},
-		{tcp, nft.Protocol(uint8(tcp)), implicitTimeout, setBlockLive},
-		{udp, nft.Protocol(uint8(udp)), implicitTimeout, setBlockLive},
-		{icmp, nft.Protocol(uint8(icmp)), implicitTimeout, setBlockLive},
-	} {
-		list = append(list, r.learnSign(s)...)
+// table was made anew. A flow that was renewed a moment ago costs one look-up.
+func (r *rules) learn(chains map[string][]nft.Rule) {
+	var list []nft.Rule
+	for _, s := range signs() {
+		list = append(list, nft.R(s.match, flowID(regKey), nft.Lookup(s.fresh, regKey), nft.Return()),
+			nft.R(s.match, nft.Goto(s.chain)))
+		chains[s.chain] = append(r.learnSign(s), nft.R(nft.Goto(s.chain+"-done")))
+		var done []nft.Rule
+		if s.stale != "" {
+			done = append(done, nft.R(flowID(regKey), nft.DynDelete(s.stale, regKey)))
+		}
+		chains[s.chain+"-done"] = append(done, nft.R(flowID(regKey), nft.DynUpdate(s.fresh, regKey, freshTimeout)))
 	}
-	return list
+	chains[chainLearn] = list
 }
+
+// flowID loads the number of a flow, which its first packet does not have.
+func flowID(reg int) nft.Expr { return nft.Ct(ctID, reg) }
+
+// ctID is NFT_CT_ID, which google/nftables knows by no name.
+const ctID expr.CtKey = 23
 
 // learnInternal loads the key of the socket that began a flow.
 func learnInternal(reg int) []nft.Expr {
@@ -50,31 +71,34 @@ func (s *sign) externalPort(reg int) nft.Expr {
 	return nft.CtDir(unix.NFT_CT_PROTO_DST, nft.DirReply, reg)
 }
 
-func (r *rules) learnSign(s sign) (list []nft.Rule) {
+// learnSign renews what an ordinary socket has, and nothing of a mapped one.
+func (r *rules) learnSign(s sign) []nft.Rule {
+	done := nft.Goto(s.chain + "-done")
+	list := []nft.Rule{known(mapSNAT, nft.R(learnInternal(regKey), nft.LookupMap(mapSNAT, regKey, regValue), done))}
 	left := []nft.Expr{nft.CtDir(nft.CtDstIP, nft.DirReply, 0)}
 	both := []nft.Expr{
 		nft.CtDir(nft.CtDstIP, nft.DirReply, 0), nft.L4Proto(1), s.externalPort(2),
 		nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regValue), nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regValue+1),
 		nft.DynUpdateMap(mapEIF, 0, regValue, s.timeout),
-		nft.DynUpdate(setTaken, 0, s.timeout), nft.Return(),
+		nft.DynUpdate(setTaken, 0, s.timeout), done,
 	}
 	for _, p := range r.pools {
 		if p.Allocation == AllocationBlocks {
 			mask := ^uint16(p.BlockSize - 1)
-			list = append(list, nft.R(s.match, left, nft.Lookup(p.addrSet(), 0),
+			list = append(list, nft.R(left, nft.Lookup(p.addrSet(), 0),
 				nft.CtDir(nft.CtDstIP, nft.DirReply, 8), s.externalPort(9), nft.And(9, []byte{byte(mask >> 8), byte(mask)}),
 				nft.DynUpdate(s.live, 8, s.timeout)))
 		}
 	}
 	if r.any(func(p *realm) bool { return p.Filtering == FilteringAddressDependent }) {
-		list = append(list, nft.R(s.match, left, nft.Lookup(setOpenADF, 0),
+		list = append(list, nft.R(left, nft.Lookup(setOpenADF, 0),
 			nft.CtDir(nft.CtDstIP, nft.DirReply, 8), nft.L4Proto(9), s.externalPort(10), nft.CtDir(nft.CtDstIP, nft.DirOriginal, 11),
 			nft.DynUpdate(setADF, 8, s.timeout)))
 	}
 	if r.any(func(p *realm) bool { return p.Mapping == MappingEndpointDependent }) {
-		list = append(list, nft.R(s.match, left, nft.Lookup(setDependent, 0), both))
+		list = append(list, nft.R(left, nft.Lookup(setDependent, 0), both))
 	}
-	return append(list, nft.R(s.match, learnInternal(regKey),
+	return append(list, nft.R(learnInternal(regKey),
 		nft.CtDir(nft.CtDstIP, nft.DirReply, 8), s.externalPort(9),
 		nft.DynUpdateMap(mapEIM, regKey, 8, s.timeout), both))
 }

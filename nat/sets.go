@@ -22,6 +22,8 @@ const (
 	setTaken    = "taken4"   // external endpoints that no ordinary flow may draw
 	mapEDM      = "edm4"     // internal endpoint . peer : external endpoint, of endpoint-dependent mapping
 	setADF      = "adf4"     // external endpoint . peer address: whom a socket sent to
+	setFresh    = "fresh4"   // flows whose ports were renewed a moment ago
+	setFreshTCP = "fresh4-open"
 	setReserved = "reserved4"
 	setService  = "service4" // protocol . port on which the router itself listens
 	setStray    = "stray4"   // protocol . port of inbound packets that no mapping took
@@ -72,10 +74,12 @@ const (
 	maxStray = 1 << 18
 	// strayTimeout is longer than conntrack keeps a flow of one direction.
 	strayTimeout = 5 * time.Minute
+	// freshTimeout is how long a renewed port is not renewed again.
+	freshTimeout = 30 * time.Second
 	// The idle times of ordinary mappings: RFC 4787, REQ-5, and RFC 5382,
-	// REQ-5.
-	implicitTimeout    = 5 * time.Minute
-	establishedTimeout = 2*time.Hour + 4*time.Minute
+	// REQ-5, and what the last renewal may be late.
+	implicitTimeout    = 5*time.Minute + freshTimeout
+	establishedTimeout = 2*time.Hour + 4*time.Minute + freshTimeout
 	// gcInterval: looking at every element each second costs more than the
 	// memory of some expired ones.
 	gcInterval = time.Minute
@@ -139,6 +143,8 @@ func sets() []nft.Set {
 	return []nft.Set{
 		dynamic(mapEDM, flowType, valueType, maxImplicit),
 		dynamic(setADF, peerType, nil, maxImplicit),
+		{Name: setFresh, Key: numberType, HasTimeout: true, Timeout: freshTimeout, Dynamic: true, Size: maxImplicit, GCInterval: gcInterval},
+		{Name: setFreshTCP, Key: numberType, HasTimeout: true, Timeout: freshTimeout, Dynamic: true, Size: maxImplicit, GCInterval: gcInterval},
 		dynamic(mapHome, addrType, homeType, maxHomes),
 		dynamic(mapBlocks, blockKeyType, blockType, maxBlocksInUse),
 		dynamic(mapBlockOwner, valueType, addrType, maxBlocksInUse),

@@ -224,6 +224,12 @@ func VerdictMap(set string, reg int) Expr {
 	return E(&expr.Lookup{SourceRegister: Reg(reg), DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set})
 }
 
+// DynDelete is "delete @set { key }": the packet removes the key at register
+// reg. The rule goes on if there is none.
+func DynDelete(set string, reg int) Expr {
+	return E(&expr.Dynset{SrcRegKey: Reg(reg), SetName: set, Operation: dynsetDelete})
+}
+
 // DynDeleteMap is "delete @map { key : value }": the packet removes the key at
 // register key. The value, at register value, can be any.
 func DynDeleteMap(set string, key, value int) Expr {
