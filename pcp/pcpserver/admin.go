@@ -16,7 +16,7 @@ var ErrNotFound = errors.New("no such mapping")
 func (s *Server) Mappings(now time.Time, yield func(Info) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, e := range s.table.byKey {
+	for _, e := range s.table.all {
 		if !yield(e.info(now)) {
 			return
 		}
@@ -27,7 +27,7 @@ func (s *Server) Mappings(now time.Time, yield func(Info) bool) {
 func (s *Server) Mapping(now time.Time, k pcp.Key) (Info, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.table.byKey[k]
+	e := s.table.index.get(k)
 	if e == nil {
 		return Info{}, false
 	}
@@ -40,7 +40,7 @@ func (s *Server) Mapping(now time.Time, k pcp.Key) (Info, bool) {
 func (s *Server) Delete(now time.Time, k pcp.Key) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.table.byKey[k]
+	e := s.table.index.get(k)
 	if e == nil {
 		return ErrNotFound
 	}
@@ -63,7 +63,7 @@ func (s *Server) Uncache(now time.Time, id netip.Prefix) error {
 		}
 	}
 	var gone []*entry
-	for _, e := range s.table.byKey {
+	for _, e := range s.table.all {
 		if e.sub.id == id {
 			gone = append(gone, e)
 		}
@@ -93,11 +93,12 @@ func (s *Server) evict(now time.Time, es []*entry, why pcp.DeleteReason, done fu
 const evictBatch = 500
 
 func (s *Server) evictSome(now time.Time, es []*entry, why pcp.DeleteReason, done func(*entry)) error {
+	clear(s.staged)
 	staged := make([]*entry, 0, len(es))
 	var errs []error
 	for _, e := range es {
-		if !e.suspended {
-			if err := e.svc.Device.DeleteMapping(now, &e.m, why); err != nil {
+		if !e.is(bitSuspended) {
+			if err := e.svc.Device.DeleteMapping(now, s.stagedOf(now, e), why); err != nil {
 				errs = append(errs, err)
 				continue
 			}
@@ -109,16 +110,32 @@ func (s *Server) evictSome(now time.Time, es []*entry, why pcp.DeleteReason, don
 	}
 	keys := make([]pcp.Key, 0, len(es))
 	for _, e := range staged {
-		if err := s.refused[&e.m]; err != nil {
+		if err := s.refusalOf(e); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		keys = append(keys, e.m.Key())
+		keys = append(keys, e.key())
 		done(e)
 	}
 	s.forget(keys)
 	return errors.Join(errs...)
 }
+
+// stagedOf returns the mapping of e as a device is to be given it, by whose
+// address the device knows what is staged.
+func (s *Server) stagedOf(now time.Time, e *entry) *pcp.Mapping {
+	m := s.staged[e]
+	if m == nil {
+		m = new(pcp.Mapping)
+		s.staged[e] = m
+	}
+	*m = e.mapping()
+	m.Lifetime = ceilSecond(e.left(now))
+	return m
+}
+
+// refusalOf is why the device refused what was staged of e.
+func (s *Server) refusalOf(e *entry) error { return s.refused[s.staged[e]] }
 
 // commitOwn commits what the server itself has staged.
 func (s *Server) commitOwn(now time.Time) error {
@@ -183,7 +200,7 @@ func (s *Server) Stats(now time.Time) Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.Mappings[pcp.KindMap.String()] = s.table.maps
-	st.Mappings[pcp.KindPeer.String()] = len(s.table.byKey) - s.table.maps
+	st.Mappings[pcp.KindPeer.String()] = s.table.index.n - s.table.maps
 	st.Subscriber = len(s.table.subscribers)
 	st.Epoch = s.epoch(now, time.Time{})
 	return st

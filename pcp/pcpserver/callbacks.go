@@ -94,7 +94,7 @@ func (s *Server) AnnounceTo(now time.Time, to Packet, epochStart time.Time) {
 func (s *Server) Update(now time.Time, k pcp.Key, external netip.AddrPort, lifetime time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.table.byKey[k]
+	e := s.table.index.get(k)
 	if e == nil || s.closed {
 		return ErrNotFound
 	}
@@ -116,14 +116,14 @@ func (s *Server) Update(now time.Time, k pcp.Key, external netip.AddrPort, lifet
 // queueGone tells e's client that its mapping is over, as the response to a
 // deletion does: with lifetime zero.
 func (s *Server) queueGone(now time.Time, e *entry) {
-	if e.svc.Flags&FlagUpdate == 0 || s.outbox.Len() >= maxUpdates || !e.client.IsValid() {
+	if e.svc.Flags&FlagUpdate == 0 || s.outbox.Len() >= maxUpdates || !e.client().IsValid() {
 		return
 	}
 	s.unqueue(e)
 	u := &unsolicited{e: e, result: pcp.ResultSuccess, info: e.info(now)}
-	to, seq, k := e.destination(), e.seq, e.m.Key()
+	to, seq, k := e.destination(), e.seq, e.key()
 	heap.Push(&s.outbox, &notice{at: now, gap: firstGap, left: updateRepeats, build: func(now time.Time) *Packet {
-		if e.seq != seq || s.table.byKey[k] != nil {
+		if e.seq != seq || s.table.index.get(k) != nil {
 			return nil // the client has asked again since
 		}
 		s.counters.updates.Add(1)
@@ -135,15 +135,15 @@ func (s *Server) queueGone(now time.Time, e *entry) {
 
 // unqueue forgets what e's client was still to be told.
 func (s *Server) unqueue(e *entry) {
-	if e.notice != nil {
-		heap.Remove(&s.outbox, e.notice.index)
-		e.notice = nil
+	if n := e.notice(); n != nil {
+		heap.Remove(&s.outbox, n.index)
+		e.x.notice = nil
 	}
 }
 
 // destination is where mapping updates of e go.
 func (e *entry) destination() Packet {
-	return Packet{Remote: e.client, Local: e.local, IfIndex: e.ifindex, Tag: e.tag}
+	return Packet{Remote: e.client(), Local: e.path.local, IfIndex: e.path.ifindex, Tag: e.path.tag}
 }
 
 // checkUpdate checks the arguments of Update and UpdateRecycle.
@@ -169,18 +169,19 @@ func (s *Server) adopt(now time.Time, e *entry, external netip.AddrPort, lifetim
 		})
 		return pcp.ResultCannotProvideExternal, err
 	}
-	e.m.External, e.m.Lifetime = external, lifetime
-	e.expires, e.suspended = now.Add(lifetime), false
+	e.setExternal(external)
+	e.lifetime, e.expires = pcp.Uint32Seconds(lifetime), now.Add(lifetime).UnixNano()
+	e.put(bitSuspended, false)
 	if lifetime == 0 {
 		s.event(EventDeleted, e, now)
 		s.table.remove(e)
-		s.forget([]pcp.Key{e.m.Key()})
+		s.forget([]pcp.Key{e.key()})
 		return pcp.ResultSuccess, nil
 	}
 	s.table.wheel.reschedule(e)
 	s.event(EventMoved, e, now)
 	if s.cfg.Store != nil {
-		s.write([]Change{{Key: e.m.Key(), Record: e.record()}})
+		s.write([]Change{{Key: e.key(), Record: e.record()}})
 	}
 	return pcp.ResultSuccess, nil
 }
@@ -219,14 +220,14 @@ func (s *Server) UpdateRecycle(now time.Time, c *Context, external netip.AddrPor
 	if err := svc.checkUpdate(external, lifetime); err != nil {
 		return err
 	}
-	e := s.table.byKey[old.key(c, svc)]
+	e := s.table.index.get(old.key(c, svc))
 	result := pcp.ResultSuccess
 	if old.preferFailure && !suggests(old.resp.External, external) {
 		result = pcp.ResultCannotProvideExternal
 	}
 	start := c.sub.EpochStart
 	if e != nil {
-		start = e.epochStart
+		start = e.path.epochStart
 		r, err := s.adopt(now, e, external, lifetime)
 		if err != nil {
 			return err

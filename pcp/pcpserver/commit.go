@@ -101,7 +101,7 @@ func (s *Server) conclude(now time.Time, batch []*Context) {
 		if c.op == opCreate {
 			s.table.release(c.e.sub)
 		}
-		made := c.op == opCreate || c.op == opRenew && c.e.suspended
+		made := c.op == opCreate || c.op == opRenew && c.e.is(bitSuspended)
 		if made && errors.Is(err, pcp.ErrConflict) && c.life > 0 {
 			tries := c.life - 1
 			err = s.retry(now, c)
@@ -139,8 +139,8 @@ func conflictResult(c *Context, err error) error {
 func (s *Server) apply(now time.Time, c *Context) {
 	e := c.e
 	if c.op == opTouch {
-		e.m.Nonce = c.m.Nonce
-		e.touch(c)
+		e.nonce = c.m.Nonce
+		s.touch(e, c)
 		return
 	}
 	if c.op == opDelete {
@@ -150,15 +150,14 @@ func (s *Server) apply(now time.Time, c *Context) {
 		c.m.Lifetime, c.m.External = 0, c.req.SuggestedExternal
 		return
 	}
-	old := e.m.Filters
-	e.m = c.m
-	e.m.Filters = old
-	if e.m.Kind == pcp.KindMap && !slices.Equal(old, c.all) {
-		e.m.Filters = slices.Clone(c.all)
+	c.m.Filters = e.filters()
+	if c.m.Kind == pcp.KindMap && !slices.Equal(c.m.Filters, c.all) {
+		c.m.Filters = slices.Clone(c.all)
 	}
-	e.expires = now.Add(c.m.Lifetime)
-	e.suspended = false
-	e.touch(c)
+	e.set(&c.m)
+	e.expires = now.Add(c.m.Lifetime).UnixNano()
+	e.put(bitSuspended, false)
+	s.touch(e, c)
 	if c.op == opCreate {
 		s.table.insert(e)
 		s.event(EventCreated, e, now)
@@ -169,12 +168,12 @@ func (s *Server) apply(now time.Time, c *Context) {
 }
 
 // touch notes where the mapping's last response goes and what it had.
-func (e *entry) touch(c *Context) {
-	e.client, e.local, e.ifindex, e.tag = c.Remote, c.Local, c.IfIndex, c.Tag
-	e.epochStart = c.sub.EpochStart
-	e.thirdParty = c.thirdParty
-	e.preferFailure = c.preferFailure
-	e.exactAddress = c.preferFailure && c.namesAddress()
+func (s *Server) touch(e *entry, c *Context) {
+	e.setClient(c.Remote)
+	s.table.travel(e, way{local: c.Local, ifindex: c.IfIndex, tag: c.Tag, epochStart: c.sub.EpochStart})
+	e.put(bitThirdParty, c.thirdParty)
+	e.put(bitPreferFailure, c.preferFailure)
+	e.put(bitExactAddress, c.preferFailure && c.namesAddress())
 	e.seq++
 }
 
@@ -225,8 +224,8 @@ type Info struct {
 
 func (e *entry) info(now time.Time) Info {
 	return Info{
-		Mapping: e.m, Type: e.svc.Type, Subscriber: e.sub.id, Client: e.client,
-		ThirdParty: e.thirdParty, Suspended: e.suspended, Left: max(0, e.expires.Sub(now)),
+		Mapping: e.mapping(), Type: e.svc.Type, Subscriber: e.sub.id, Client: e.client(),
+		ThirdParty: e.is(bitThirdParty), Suspended: e.is(bitSuspended), Left: max(0, e.left(now)),
 	}
 }
 

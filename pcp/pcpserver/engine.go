@@ -75,6 +75,7 @@ type Server struct {
 	repeats    []*Context              // that ask for what another of the batch does
 	late       map[netip.Addr]struct{} // clients with a request put off
 	refused    map[*pcp.Mapping]error
+	staged     map[*entry]*pcp.Mapping         // what the server itself stages
 	refuse     func(m *pcp.Mapping, err error) // notes it there
 	outbox     outbox
 	cache      map[cacheKey]Subscriber
@@ -118,7 +119,7 @@ func newServer(cfg Config, now time.Time) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, table: newTable(now), epochStart: cfg.EpochStart,
-		pending: make(map[socket]*Context), late: make(map[netip.Addr]struct{}), refused: make(map[*pcp.Mapping]error),
+		pending: make(map[socket]*Context), late: make(map[netip.Addr]struct{}), refused: make(map[*pcp.Mapping]error), staged: make(map[*entry]*pcp.Mapping),
 		cache: make(map[cacheKey]Subscriber), behind: make(map[pcp.Key]struct{}),
 	}
 	s.refuse = func(m *pcp.Mapping, err error) { s.refused[m] = err }

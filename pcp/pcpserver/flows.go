@@ -26,17 +26,18 @@ func (s *Server) Recheck(now time.Time, keys []pcp.Key) (restored, ended int) {
 	defer s.mu.Unlock()
 	var missing []*entry
 	for _, k := range keys {
-		e := s.table.byKey[k]
-		if s.closed || e == nil || e.suspended || !e.expires.After(now) {
+		e := s.table.index.get(k)
+		if s.closed || e == nil || e.is(bitSuspended) || !e.expiry().After(now) {
 			continue
 		}
 		h, ok := e.svc.Device.(Holder)
 		if !ok {
 			continue
 		}
-		holds, err := h.Holds(now, &e.m)
+		m := e.mapping()
+		holds, err := h.Holds(now, &m)
 		if err != nil {
-			s.log.Debug("device does not say whether it has a mapping", "internal", e.m.Internal, "err", err)
+			s.log.Debug("device does not say whether it has a mapping", "internal", e.internal(), "err", err)
 		} else if !holds {
 			missing = append(missing, e)
 		}

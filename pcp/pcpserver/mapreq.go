@@ -40,7 +40,7 @@ func (s *Server) handleMap(now time.Time, c *Context) error {
 	if c.preferFailure && r.SuggestedExternal.Port() == 0 {
 		return errNoPortSuggested
 	}
-	if e != nil && !e.suspended {
+	if e != nil && !e.is(bitSuspended) {
 		return s.renewMap(now, c, e)
 	}
 	return s.createMap(now, c, e)
@@ -71,13 +71,13 @@ func (s *service) checkProtocol(p pcp.Protocol, port uint16) error {
 // checkNonce implements the simple threat model's rule (Section 11.3): a
 // mapping is its nonce's.
 func (s *Server) checkNonce(now time.Time, c *Context, e *entry) error {
-	if e.m.Nonce == c.req.Nonce {
+	if e.nonce == c.req.Nonce {
 		return nil
 	}
-	if s.cfg.NonceSameHost && !c.thirdParty && !e.thirdParty && c.req.Lifetime > 0 && c.Remote.Addr() == e.client.Addr() {
+	if s.cfg.NonceSameHost && !c.thirdParty && !e.is(bitThirdParty) && c.req.Lifetime > 0 && c.Remote.Addr() == e.client().Addr() {
 		return nil
 	}
-	return &pcp.Error{Result: pcp.ResultNotAuthorized, Lifetime: ceilSecond(max(time.Second, e.expires.Sub(now))),
+	return &pcp.Error{Result: pcp.ResultNotAuthorized, Lifetime: ceilSecond(max(time.Second, e.left(now))),
 		Reason: "nonce is not the mapping's"}
 }
 
@@ -109,8 +109,8 @@ func (s *Server) deleteMap(now time.Time, c *Context, e *entry, k socket) error 
 	if idle := s.idleFloor(now, e); idle > 0 {
 		return s.stageRenew(now, c, e, idle)
 	}
-	c.m.External, c.m.Filters = e.m.External, e.m.Filters
-	if !e.suspended {
+	c.m.External, c.m.Filters = e.external(), e.filters()
+	if !e.is(bitSuspended) {
 		if err := c.svc.Device.DeleteMapping(now, &c.m, pcp.DeleteRequested); err != nil {
 			return err
 		}
@@ -123,21 +123,22 @@ func (s *Server) deleteMap(now time.Time, c *Context, e *entry, k socket) error 
 // through it a moment ago (Section 15: no request may make a mapping die
 // earlier than an implicit one would). Never more than what is left anyway.
 func (s *Server) idleFloor(now time.Time, e *entry) time.Duration {
-	if e.svc.idler == nil || e.suspended {
+	if e.svc.idler == nil || e.is(bitSuspended) {
 		return 0
 	}
-	return min(ceilSecond(e.svc.idler.Idle(now, &e.m)), ceilSecond(e.expires.Sub(now)))
+	m := e.mapping()
+	return min(ceilSecond(e.svc.idler.Idle(now, &m)), ceilSecond(e.left(now)))
 }
 
 // renewMap handles a mapping that exists (Section 11.3): it keeps its
 // external address and port whatever is suggested.
 func (s *Server) renewMap(now time.Time, c *Context, e *entry) error {
-	if c.preferFailure && !suggests(c.req.SuggestedExternal, e.m.External) {
+	if c.preferFailure && !suggests(c.req.SuggestedExternal, e.external()) {
 		return errOtherExists
 	}
 	life := s.clamp(c.req.Lifetime)
-	if left := ceilSecond(e.expires.Sub(now)); life < left {
-		if e.m.Nonce != c.req.Nonce { // same-host leniency never shortens
+	if left := ceilSecond(e.left(now)); life < left {
+		if e.nonce != c.req.Nonce { // same-host leniency never shortens
 			life = left
 		} else {
 			life = max(life, s.idleFloor(now, e))
@@ -155,8 +156,8 @@ func suggests(suggested, assigned netip.AddrPort) bool {
 }
 
 func (s *Server) stageRenew(now time.Time, c *Context, e *entry, life time.Duration) error {
-	c.m.External, c.m.Filters, c.m.Lifetime = e.m.External, e.m.Filters, life
-	changed := c.effectiveFilters(e.m.Filters)
+	c.m.External, c.m.Filters, c.m.Lifetime = e.external(), e.filters(), life
+	changed := c.effectiveFilters(e.filters())
 	if len(c.all) > c.svc.MaxFilters {
 		return errTooManyFilters
 	}
@@ -169,7 +170,7 @@ func (s *Server) stageRenew(now time.Time, c *Context, e *entry, life time.Durat
 		if c.clearFilters {
 			flags = pcp.FilterDelete
 		}
-		if err := c.svc.filterer.Filter(now, &c.m, flags, c.newFilters(e.m.Filters)); err != nil {
+		if err := c.svc.filterer.Filter(now, &c.m, flags, c.newFilters(e.filters())); err != nil {
 			s.unrenew(now, c, e)
 			return err
 		}
@@ -185,7 +186,7 @@ func (s *Server) unrenew(now time.Time, c *Context, e *entry) {
 		s.cfg.Committer.Abort(&c.m)
 		return
 	}
-	c.m.Nonce, c.m.Lifetime = e.m.Nonce, ceilSecond(e.expires.Sub(now))
+	c.m.Nonce, c.m.Lifetime = e.nonce, ceilSecond(e.left(now))
 	if _, err := c.svc.Device.AddMapping(now, &c.m, pcp.AddRefresh); err != nil {
 		s.log.Warn("lifetime of a mapping could not be put back", "internal", c.m.Internal, "err", err)
 	}
@@ -205,7 +206,7 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 	var had []pcp.Filter
 	var over error
 	if e != nil {
-		had = e.m.Filters
+		had = e.filters()
 	} else if over = s.checkQuota(c); over != nil && (over == errLater || s.cfg.Committer == nil) {
 		return over
 	}
@@ -225,7 +226,7 @@ func (s *Server) createMap(now time.Time, c *Context, e *entry) error {
 		return err
 	}
 	if e != nil && c.m.External.Port() == 0 {
-		c.m.External = netip.AddrPortFrom(c.m.External.Addr(), e.m.External.Port())
+		c.m.External = netip.AddrPortFrom(c.m.External.Addr(), e.external().Port())
 	}
 	if err := s.share(c, c.preferFailure); err != nil {
 		return err
@@ -305,13 +306,13 @@ func (s *Server) sharing(c *Context) netip.AddrPort {
 	}
 	k := socketOf(&c.m)
 	e := s.table.inbound(k)
-	for o := s.table.peers[k]; o != nil && (e == nil || e.suspended); o = o.sibling {
+	for o := s.table.peers[k]; o != nil && (e == nil || e.is(bitSuspended)); o = o.sibling() {
 		e = o
 	}
-	if e == nil || e.suspended {
+	if e == nil || e.is(bitSuspended) {
 		return netip.AddrPort{}
 	}
-	return e.m.External
+	return e.external()
 }
 
 func ownPort(p pcp.Protocol, port uint16) bool {

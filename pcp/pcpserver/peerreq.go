@@ -28,7 +28,7 @@ func (s *Server) handlePeer(now time.Time, c *Context) error {
 	if err := s.settle(c, k); err != nil {
 		return err
 	}
-	if e := s.table.byKey[c.m.Key()]; e != nil {
+	if e := s.table.index.get(c.m.Key()); e != nil {
 		return s.renewPeer(now, c, e)
 	}
 	return s.createPeer(now, c)
@@ -62,13 +62,13 @@ func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 	if err := s.checkNonce(now, c, e); err != nil {
 		return err
 	}
-	c.m.External = e.m.External
-	left := ceilSecond(e.expires.Sub(now))
+	c.m.External = e.external()
+	left := ceilSecond(e.left(now))
 	c.m.Lifetime = left
 	if c.req.Lifetime > left || left == 0 { // over, and about to be removed
 		c.m.Lifetime = max(left, s.clamp(c.req.Lifetime))
 	}
-	if c.m.Lifetime == left && !e.suspended {
+	if c.m.Lifetime == left && !e.is(bitSuspended) {
 		return s.queryPeer(now, c, e)
 	}
 	if err := s.renewDynamic(now, c, e); err != nil {
@@ -83,23 +83,23 @@ func (s *Server) renewPeer(now time.Time, c *Context, e *entry) error {
 // it changes nevertheless, a nonce that is adopted and where updates go, is
 // stored as everything else is that a client may rely on.
 func (s *Server) queryPeer(now time.Time, c *Context, e *entry) error {
-	if s.cfg.Store == nil || e.m.Nonce == c.req.Nonce && e.client == c.Remote && e.local == c.Local &&
-		e.ifindex == c.IfIndex && e.tag == c.Tag && e.thirdParty == c.thirdParty {
-		e.m.Nonce = c.req.Nonce
-		e.touch(c)
+	if s.cfg.Store == nil || e.nonce == c.req.Nonce && e.client() == c.Remote && e.path.local == c.Local &&
+		e.path.ifindex == c.IfIndex && e.path.tag == c.Tag && e.is(bitThirdParty) == c.thirdParty {
+		e.nonce = c.req.Nonce
+		s.touch(e, c)
 		return nil
 	}
-	c.m.Lifetime = e.expires.Sub(now) // to the nanosecond: who asks often gains nothing
+	c.m.Lifetime = e.left(now) // to the nanosecond: who asks often gains nothing
 	s.stage(c, opTouch, e)
 	return nil
 }
 
 func (s *Server) renewDynamic(now time.Time, c *Context, e *entry) error {
-	if !e.suspended {
+	if !e.is(bitSuspended) {
 		_, err := e.svc.dynamic.AddDynamic(now, &c.m, pcp.AddRefresh)
 		return err
 	}
-	c.m.External = netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+	c.m.External = netip.AddrPortFrom(unspecifiedLike(e.external().Addr()), e.external().Port())
 	if err := s.share(c, false); err != nil {
 		return err
 	}

@@ -1,10 +1,6 @@
 package pcpserver
 
-import (
-	"net/netip"
-
-	"pcpd/pcp"
-)
+import "net/netip"
 
 // A Pooler is an Addresser whose internal hosts do not all share the same
 // external addresses: it reports whether internal may have external. Readdress
@@ -13,12 +9,13 @@ type Pooler interface {
 	Serves(internal, external netip.Addr) bool
 }
 
-// keeps reports whether the external address of m is still one that its
+// keeps reports whether the external address of e is still one that its
 // internal host may have.
-func (svc *service) keeps(m *pcp.Mapping) bool {
+func (e *entry) keeps() bool {
+	svc := e.svc
 	if svc.external == nil {
 		return true
 	}
-	external := m.External.Addr()
-	return svc.external.External(external) && (svc.pooler == nil || svc.pooler.Serves(m.Internal.Addr(), external))
+	external := e.external().Addr()
+	return svc.external.External(external) && (svc.pooler == nil || svc.pooler.Serves(e.internal().Addr(), external))
 }

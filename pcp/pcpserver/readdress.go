@@ -31,7 +31,7 @@ func (s *Server) Readdress(now time.Time, change func() error) error {
 	}
 	s.expire(now)
 	lost := s.lost()
-	force := change != nil || slices.ContainsFunc(lost, func(e *entry) bool { return !e.suspended })
+	force := change != nil || slices.ContainsFunc(lost, func(e *entry) bool { return !e.is(bitSuspended) })
 	if s.moveAll(now, lost) || force {
 		s.resetEpoch(now)
 	}
@@ -50,8 +50,8 @@ func (s *Server) Vacate(now time.Time, gone func(internal netip.Addr) bool) (end
 	defer s.mu.Unlock()
 	s.expire(now)
 	var es []*entry
-	for _, e := range s.table.byKey {
-		if gone(e.m.Internal.Addr()) {
+	for _, e := range s.table.all {
+		if gone(e.internal().Addr()) {
 			es = append(es, e)
 		}
 	}
@@ -78,10 +78,10 @@ func (s *Server) redress(now time.Time) {
 // inbound ones first.
 func (s *Server) lost() []*entry {
 	var in, out []*entry
-	for _, e := range s.table.byKey {
+	for _, e := range s.table.all {
 		switch {
-		case e.svc.external == nil || !e.suspended && e.svc.keeps(&e.m):
-		case e.m.Kind == pcp.KindPeer:
+		case e.svc.external == nil || !e.is(bitSuspended) && e.keeps():
+		case e.kind == pcp.KindPeer:
 			out = append(out, e)
 		default:
 			in = append(in, e)
@@ -95,7 +95,7 @@ func (s *Server) lost() []*entry {
 func (s *Server) moveAll(now time.Time, es []*entry) (changed bool) {
 	s.unmoved = false
 	slices.SortFunc(es, func(a, b *entry) int {
-		return cmp.Or(a.m.Internal.Compare(b.m.Internal), cmp.Compare(a.m.Protocol, b.m.Protocol), a.m.Realm.Compare(b.m.Realm))
+		return cmp.Or(a.internal().Compare(b.internal()), cmp.Compare(a.protocol, b.protocol), a.realm().Compare(b.realm()))
 	})
 	for len(es) > 0 {
 		n := min(len(es), evictBatch)
@@ -126,6 +126,7 @@ type move struct {
 // again because another has the port that they were to get, unless it is the
 // last try.
 func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry, changed bool) {
+	clear(s.staged)
 	moves := make([]move, len(es))
 	at := make(map[*entry]*move, len(es))
 	// All are let go before any is put back: mappings of one socket share
@@ -149,7 +150,7 @@ func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry
 	for i := range moves {
 		mv := &moves[i]
 		e := mv.e
-		if mv.err == errStays || s.refused[&e.m] != nil {
+		if mv.err == errStays || s.refusalOf(e) != nil {
 			s.unmoved = true
 			continue
 		}
@@ -157,13 +158,13 @@ func (s *Server) moveSome(now time.Time, es []*entry, last bool) (again []*entry
 			mv.err = err
 		}
 		if errors.Is(mv.err, pcp.ErrConflict) && !last {
-			e.suspended = true
+			e.put(bitSuspended, true)
 			again = append(again, e)
 			continue
 		}
 		changed = s.moved(now, mv) || changed
-		ch := Change{Key: e.m.Key()}
-		if s.table.byKey[ch.Key] == e {
+		ch := Change{Key: e.key()}
+		if s.table.index.get(ch.Key) == e {
 			ch.Record = e.record()
 		}
 		changes = append(changes, ch)
@@ -184,11 +185,11 @@ var errStays = errors.New("mapping cannot be moved")
 var errMovedAway = pcp.NewError(pcp.ResultCannotProvideExternal, "external address is gone")
 
 func (s *Server) stageLeave(now time.Time, e *entry) error {
-	if e.suspended {
+	if e.is(bitSuspended) {
 		return nil
 	}
-	if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteMoved); err != nil {
-		s.log.Warn("mapping on a lost address could not be removed, trying again", "internal", e.m.Internal, "err", err)
+	if err := e.svc.Device.DeleteMapping(now, s.stagedOf(now, e), pcp.DeleteMoved); err != nil {
+		s.log.Warn("mapping on a lost address could not be removed, trying again", "internal", e.internal(), "err", err)
 		return errStays
 	}
 	return nil
@@ -196,12 +197,12 @@ func (s *Server) stageLeave(now time.Time, e *entry) error {
 
 func (s *Server) stageArrive(now time.Time, mv *move, at map[*entry]*move) error {
 	e := mv.e
-	if e.exactAddress {
+	if e.is(bitExactAddress) {
 		return errMovedAway
 	}
-	mv.m = e.m
+	mv.m = e.mapping()
 	mv.m.External = s.destination(e, at)
-	mv.m.Lifetime = max(time.Second, ceilSecond(e.expires.Sub(now)))
+	mv.m.Lifetime = max(time.Second, ceilSecond(e.left(now)))
 	if !e.accepts(mv.m.External) {
 		return errMovedAway
 	}
@@ -216,22 +217,22 @@ func (s *Server) stageArrive(now time.Time, mv *move, at map[*entry]*move) error
 // address and port other than the present ones: with PREFER_FAILURE only if it is
 // the port, and the address if it had named one, that it had asked for.
 func (e *entry) accepts(external netip.AddrPort) bool {
-	return !e.preferFailure || external == e.m.External ||
-		!e.exactAddress && external.Port() == e.m.External.Port()
+	return !e.is(bitPreferFailure) || external == e.external() ||
+		!e.is(bitExactAddress) && external.Port() == e.external().Port()
 }
 
 // destination is where e is to go: to where another mapping of its internal
 // socket is already, or to the same port of any address.
 func (s *Server) destination(e *entry, at map[*entry]*move) netip.AddrPort {
-	to := netip.AddrPortFrom(unspecifiedLike(e.m.External.Addr()), e.m.External.Port())
+	to := netip.AddrPortFrom(unspecifiedLike(e.external().Addr()), e.external().Port())
 	look := func(o *entry) bool {
 		switch mv := at[o]; {
 		case o == nil || o == e:
 			return false
 		case mv != nil && mv.err == nil && mv.m.External.IsValid():
 			to = mv.m.External
-		case mv == nil && !o.suspended && e.svc.keeps(&o.m):
-			to = o.m.External
+		case mv == nil && !o.is(bitSuspended) && o.keeps():
+			to = o.external()
 		default:
 			return false
 		}
@@ -240,7 +241,7 @@ func (s *Server) destination(e *entry, at map[*entry]*move) netip.AddrPort {
 	if look(s.table.inbound(e.socket())) {
 		return to
 	}
-	for o := s.table.peers[e.socket()]; o != nil && !look(o); o = o.sibling {
+	for o := s.table.peers[e.socket()]; o != nil && !look(o); o = o.sibling() {
 	}
 	return to
 }
@@ -252,7 +253,7 @@ func (s *Server) readd(now time.Time, e *entry, m *pcp.Mapping) error {
 	filters := m.Filters
 	m.Filters = nil
 	var flags pcp.AddFlags
-	if e.preferFailure {
+	if e.is(bitPreferFailure) {
 		flags |= pcp.AddPreferFailure
 	}
 	if len(filters) > 0 {
@@ -285,15 +286,16 @@ func (svc *service) readdPeer(now time.Time, m *pcp.Mapping) error {
 func (s *Server) moved(now time.Time, mv *move) bool {
 	e := mv.e
 	if mv.err == nil {
-		e.m, e.suspended = mv.m, false
+		e.set(&mv.m)
+		e.put(bitSuspended, false)
 		s.event(EventMoved, e, now)
 		s.queueUpdate(now, e)
 		return true
 	}
-	news := !e.suspended
-	e.suspended = true
+	news := !e.is(bitSuspended)
+	e.put(bitSuspended, true)
 	if pe := resultOf(mv.err); pe.Result != pcp.ResultNetworkFailure {
-		if e.preferFailure && errors.Is(mv.err, pcp.ErrConflict) {
+		if e.is(bitPreferFailure) && errors.Is(mv.err, pcp.ErrConflict) {
 			pe = errMovedAway
 		}
 		s.queueError(now, e, pe.Result)

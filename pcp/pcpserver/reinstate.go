@@ -103,7 +103,7 @@ func (s *Server) putBackFrom(now time.Time, i, max int) (next, ended int, err er
 	next = i
 	es := make([]*entry, 0, min(i, max))
 	for ; next > 0 && len(es) < max; next-- {
-		if e := s.table.all[next-1]; !e.suspended && e.expires.After(now) {
+		if e := s.table.all[next-1]; !e.is(bitSuspended) && e.expiry().After(now) {
 			es = append(es, e)
 		}
 	}
@@ -113,11 +113,11 @@ func (s *Server) putBackFrom(now time.Time, i, max int) (next, ended int, err er
 	}
 	var keys []pcp.Key
 	for e, err := range failed {
-		s.log.Warn("mapping could not be put back", "internal", e.m.Internal, "external", e.m.External, "err", err)
+		s.log.Warn("mapping could not be put back", "internal", e.internal(), "external", e.external(), "err", err)
 		s.queueError(now, e, resultOf(err).Result)
 		s.event(EventDeleted, e, now)
 		s.table.remove(e)
-		keys = append(keys, e.m.Key())
+		keys = append(keys, e.key())
 	}
 	s.forget(keys)
 	return min(next, len(s.table.all)), len(keys), nil
@@ -126,6 +126,7 @@ func (s *Server) putBackFrom(now time.Time, i, max int) (next, ended int, err er
 // putBack restores entries in one transaction and returns those that could
 // not be. An error is that of the whole transaction.
 func (s *Server) putBack(now time.Time, es []*entry) (map[*entry]error, error) {
+	clear(s.staged)
 	failed := make(map[*entry]error)
 	for _, e := range es {
 		r, ok := e.svc.Device.(Restorer)
@@ -133,9 +134,8 @@ func (s *Server) putBack(now time.Time, es []*entry) (map[*entry]error, error) {
 			failed[e] = errors.New("device cannot restore mappings")
 			continue
 		}
-		e.m.Lifetime = ceilSecond(e.expires.Sub(now))
-		if err := r.Restore(now, &e.m); err != nil {
-			s.abort(&e.m)
+		if err := r.Restore(now, s.stagedOf(now, e)); err != nil {
+			s.abort(s.staged[e])
 			failed[e] = err
 		}
 	}
@@ -143,7 +143,7 @@ func (s *Server) putBack(now time.Time, es []*entry) (map[*entry]error, error) {
 		return nil, fmt.Errorf("put mappings back: %w", err)
 	}
 	for _, e := range es {
-		if refusal := s.refused[&e.m]; refusal != nil {
+		if refusal := s.refusalOf(e); refusal != nil {
 			failed[e] = errors.Join(failed[e], refusal)
 		}
 	}

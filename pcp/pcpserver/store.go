@@ -43,9 +43,9 @@ type Store interface {
 
 func (e *entry) record() *Record {
 	return &Record{
-		Mapping: e.m, Type: e.svc.Type, Expires: e.expires, Subscriber: e.sub.id,
-		Client: e.client, Local: e.local, IfIndex: e.ifindex, Tag: e.tag,
-		ThirdParty: e.thirdParty, PreferFailure: e.preferFailure, AnyAddress: e.preferFailure && !e.exactAddress,
+		Mapping: e.mapping(), Type: e.svc.Type, Expires: e.expiry(), Subscriber: e.sub.id,
+		Client: e.client(), Local: e.path.local, IfIndex: e.path.ifindex, Tag: e.path.tag,
+		ThirdParty: e.is(bitThirdParty), PreferFailure: e.is(bitPreferFailure), AnyAddress: e.is(bitPreferFailure) && !e.is(bitExactAddress),
 	}
 }
 
@@ -116,6 +116,7 @@ func (c *Context) record(now time.Time) *Record {
 // undo takes back what the device committed for a batch that could not be
 // stored.
 func (s *Server) undo(now time.Time, batch []*Context) {
+	clear(s.staged)
 	for _, c := range batch {
 		if c.err != nil {
 			continue
@@ -128,7 +129,7 @@ func (s *Server) undo(now time.Time, batch []*Context) {
 				s.log.Error("mapping could not be undone", "internal", c.m.Internal, "err", err)
 			}
 		}
-		if c.op != opCreate && !c.e.suspended {
+		if c.op != opCreate && !c.e.is(bitSuspended) {
 			s.restoreEntry(now, c.e)
 		}
 	}
@@ -142,9 +143,8 @@ func (s *Server) restoreEntry(now time.Time, e *entry) {
 	if !ok {
 		return
 	}
-	e.m.Lifetime = ceilSecond(e.expires.Sub(now))
-	if err := r.Restore(now, &e.m); err != nil {
-		s.log.Error("mapping could not be put back", "internal", e.m.Internal, "err", err)
+	if err := r.Restore(now, s.stagedOf(now, e)); err != nil {
+		s.log.Error("mapping could not be put back", "internal", e.internal(), "err", err)
 	}
 }
 
@@ -180,7 +180,7 @@ func (s *Server) catchUp() {
 		changes := make([]Change, 0, len(s.behind))
 		for k := range s.behind {
 			ch := Change{Key: k}
-			if e := s.table.byKey[k]; e != nil {
+			if e := s.table.index.get(k); e != nil {
 				ch.Record = e.record()
 			}
 			changes = append(changes, ch)
@@ -255,6 +255,7 @@ type intake struct {
 }
 
 func (s *Server) restoreSome(now time.Time, records []Record, recall bool) *intake {
+	clear(s.staged)
 	in := &intake{recall: recall, staged: make([]*entry, 0, len(records))}
 	for i := range records {
 		s.stageRecord(now, &records[i], in)
@@ -262,18 +263,19 @@ func (s *Server) restoreSome(now time.Time, records []Record, recall bool) *inta
 	err := s.commitOwn(now)
 	var changes []Change
 	for _, e := range in.staged {
-		if err != nil || s.refused[&e.m] != nil {
-			s.log.Warn("stored mapping was refused", "internal", e.m.Internal, "external", e.m.External, "err", errors.Join(err, s.refused[&e.m]))
+		if err != nil || s.refusalOf(e) != nil {
+			s.log.Warn("stored mapping was refused", "internal", e.internal(), "external", e.external(), "err", errors.Join(err, s.refusalOf(e)))
 			s.table.release(e.sub)
-			in.dead, in.lost = append(in.dead, e.m.Key()), in.lost+1
+			s.table.leave(e.path)
+			in.dead, in.lost = append(in.dead, e.key()), in.lost+1
 			continue
 		}
 		s.table.insert(e)
 		in.restored++
-		if e.shortened {
-			e.shortened = false
+		if e.is(bitShortened) {
+			e.put(bitShortened, false)
 			s.queueUpdate(now, e)
-			changes = append(changes, Change{Key: e.m.Key(), Record: e.record()})
+			changes = append(changes, Change{Key: e.key(), Record: e.record()})
 		}
 	}
 	if s.cfg.Store != nil && len(changes) > 0 {
@@ -295,26 +297,30 @@ func (s *Server) stageRecord(now time.Time, r *Record, in *intake) {
 		in.dead, in.forbidden = append(in.dead, k), in.forbidden+1
 		return
 	}
-	if s.table.byKey[k] != nil {
+	if s.table.index.get(k) != nil {
 		in.lost++ // the record is that of the mapping there is
 		return
 	}
-	e := &entry{m: r.Mapping, svc: svc, expires: s.bounded(now, r.Expires), client: r.Client, local: r.Local,
-		ifindex: r.IfIndex, tag: r.Tag, thirdParty: r.ThirdParty, preferFailure: r.PreferFailure, exactAddress: r.PreferFailure && !r.AnyAddress}
-	e.shortened = e.expires.Before(r.Expires)
-	e.m.Lifetime = ceilSecond(e.expires.Sub(now))
-	err := svc.restore(now, e, in.recall)
+	e := &entry{svc: svc, expires: s.bounded(now, r.Expires).UnixNano()}
+	e.set(&r.Mapping)
+	e.setClient(r.Client)
+	e.put(bitThirdParty, r.ThirdParty)
+	e.put(bitPreferFailure, r.PreferFailure)
+	e.put(bitExactAddress, r.PreferFailure && !r.AnyAddress)
+	e.put(bitShortened, e.expiry().Before(r.Expires.Round(0)))
+	err := s.restore(now, e, in.recall)
 	permitted := svc.permits(r)
 	switch {
 	case err != nil:
-		s.abort(&e.m)
-		s.log.Warn("stored mapping could not be restored", "internal", e.m.Internal, "external", e.m.External, "err", err)
+		s.abort(s.staged[e])
+		s.log.Warn("stored mapping could not be restored", "internal", e.internal(), "external", e.external(), "err", err)
 		in.dead, in.lost = append(in.dead, k), in.lost+1
 	case !permitted:
 		s.stageEnd(now, e)
 		in.dead, in.forbidden = append(in.dead, k), in.forbidden+1
 	default:
 		e.sub = s.table.charge(r.Subscriber)
+		s.table.travel(e, way{local: r.Local, ifindex: r.IfIndex, tag: r.Tag})
 		in.staged = append(in.staged, e)
 	}
 }
@@ -322,12 +328,12 @@ func (s *Server) stageRecord(now time.Time, r *Record, in *intake) {
 // stageEnd stages the end of a mapping that is staged to be restored: so its
 // device knows it, and cuts its flows, but never lets it in.
 func (s *Server) stageEnd(now time.Time, e *entry) {
-	if e.suspended {
+	if e.is(bitSuspended) {
 		return
 	}
-	if err := e.svc.Device.DeleteMapping(now, &e.m, pcp.DeleteRequested); err != nil {
-		s.abort(&e.m)
-		s.log.Warn("flows of a stored mapping that is not permitted any more may live on", "internal", e.m.Internal, "external", e.m.External, "err", err)
+	if err := e.svc.Device.DeleteMapping(now, s.stagedOf(now, e), pcp.DeleteRequested); err != nil {
+		s.abort(s.staged[e])
+		s.log.Warn("flows of a stored mapping that is not permitted any more may live on", "internal", e.internal(), "external", e.external(), "err", err)
 	}
 }
 
@@ -342,17 +348,18 @@ func (s *Server) serviceOfType(t Type, internal netip.Addr) *service {
 
 // restore stages e. A mapping whose external address is no longer the
 // device's is kept suspended until Readdress moves it.
-func (svc *service) restore(now time.Time, e *entry, recall bool) error {
+func (s *Server) restore(now time.Time, e *entry, recall bool) error {
+	svc := e.svc
 	r, ok := svc.Device.(Restorer)
 	if !ok {
 		return errors.New("device cannot restore mappings")
 	}
-	if !svc.keeps(&e.m) {
-		e.suspended = true
+	if !e.keeps() {
+		e.put(bitSuspended, true)
 		return nil
 	}
 	if known, ok := svc.Device.(Recaller); ok && recall {
-		return known.Recall(now, &e.m)
+		return known.Recall(now, s.stagedOf(now, e))
 	}
-	return r.Restore(now, &e.m)
+	return r.Restore(now, s.stagedOf(now, e))
 }

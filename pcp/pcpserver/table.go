@@ -1,48 +1,12 @@
 package pcpserver
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"time"
 
 	"pcpd/pcp"
 )
-
-// entry is one mapping as the server knows it.
-type entry struct {
-	m       pcp.Mapping
-	svc     *service
-	sub     *subscriber
-	expires time.Time
-
-	// Where the last response went, for mapping updates (RFC 6887, 14.2).
-	client     netip.AddrPort
-	local      netip.AddrPort
-	ifindex    int
-	tag        uint64
-	epochStart time.Time // of the client's subscriber; zero for the server's
-	// What the last request asked for, repeated in mapping updates.
-	thirdParty    bool
-	preferFailure bool
-	// exactAddress: with PREFER_FAILURE, it named the external address too.
-	exactAddress bool
-	// suspended: the device has lost its external address and does not hold
-	// the mapping at present.
-	suspended bool
-	// shortened: since the server restored it, to less than its client knows.
-	shortened bool
-	// seq changes with each request, so that update repeats stop.
-	seq uint32
-
-	notice  *notice // what the client is still to be told, if anything
-	sibling *entry  // next PEER mapping of the same internal socket
-	// Of an outbound mapping: its socket's inbound one was deleted with this
-	// nonce.
-	inboundGone  bool
-	inboundNonce pcp.Nonce
-	slot         int64
-	next, prev   *entry // neighbours in the wheel's slot
-	at           int    // in table.all
-}
 
 // socket is an internal endpoint: what all mappings of it have in common.
 type socket struct {
@@ -53,8 +17,6 @@ type socket struct {
 
 func socketOf(m *pcp.Mapping) socket { return socket{m.Protocol, m.Realm, m.Internal} }
 
-func (e *entry) socket() socket { return socketOf(&e.m) }
-
 // subscriber counts mappings.
 type subscriber struct {
 	id netip.Prefix
@@ -64,17 +26,19 @@ type subscriber struct {
 // table holds all mappings, by key, by socket and by time of expiry. All of
 // its operations are O(1).
 type table struct {
-	byKey       map[pcp.Key]*entry
+	index       index
 	all         []*entry          // in no order, to be walked in steps
 	peers       map[socket]*entry // head of the list of PEER mappings
 	subscribers map[netip.Prefix]*subscriber
 	wheel       wheel
+	paths       map[way]*path
 	maps        int
 }
 
 func newTable(now time.Time) *table {
 	return &table{
-		byKey:       make(map[pcp.Key]*entry),
+		index:       index{seed: maphash.MakeSeed(), m: make(map[uint64]*entry)},
+		paths:       make(map[way]*path),
 		peers:       make(map[socket]*entry),
 		subscribers: make(map[netip.Prefix]*subscriber),
 		wheel:       wheel{slots: make(map[int64]*entry), done: now.Unix()},
@@ -82,22 +46,22 @@ func newTable(now time.Time) *table {
 }
 
 func (t *table) inbound(k socket) *entry {
-	return t.byKey[pcp.Key{Protocol: k.protocol, Realm: k.realm, Internal: k.internal}]
+	return t.index.get(pcp.Key{Protocol: k.protocol, Realm: k.realm, Internal: k.internal})
 }
 
 // reserve makes room for n entries in a table that is empty.
 func (t *table) reserve(n int) {
-	if len(t.byKey) == 0 {
-		t.byKey, t.all = make(map[pcp.Key]*entry, n), make([]*entry, 0, n)
+	if t.index.n == 0 {
+		t.index.m, t.all = make(map[uint64]*entry, n), make([]*entry, 0, n)
 	}
 }
 
 func (t *table) insert(e *entry) {
-	t.byKey[e.m.Key()] = e
-	e.at = len(t.all)
+	t.index.add(e)
+	e.at = uint32(len(t.all))
 	t.all = append(t.all, e)
-	if e.m.Kind == pcp.KindPeer {
-		e.sibling = t.peers[e.socket()]
+	if e.kind == pcp.KindPeer {
+		e.extra().sibling = t.peers[e.socket()]
 		t.peers[e.socket()] = e
 	} else {
 		t.maps++
@@ -106,10 +70,11 @@ func (t *table) insert(e *entry) {
 }
 
 func (t *table) remove(e *entry) {
-	if t.byKey[e.m.Key()] != e {
+	if t.index.get(e.key()) != e {
 		return
 	}
-	delete(t.byKey, e.m.Key())
+	t.index.remove(e)
+	t.leave(e.path)
 	last := len(t.all) - 1
 	t.all[e.at] = t.all[last]
 	t.all[e.at].at = e.at
@@ -117,22 +82,22 @@ func (t *table) remove(e *entry) {
 	t.all = t.all[:last]
 	t.wheel.remove(e)
 	t.release(e.sub)
-	if e.m.Kind != pcp.KindPeer {
+	if e.kind != pcp.KindPeer {
 		t.maps--
 		return
 	}
 	k := e.socket()
 	if t.peers[k] == e {
-		if e.sibling == nil {
+		if e.sibling() == nil {
 			delete(t.peers, k)
 		} else {
-			t.peers[k] = e.sibling
+			t.peers[k] = e.sibling()
 		}
 		return
 	}
-	for p := t.peers[k]; p != nil; p = p.sibling {
-		if p.sibling == e {
-			p.sibling = e.sibling
+	for p := t.peers[k]; p != nil; p = p.sibling() {
+		if p.sibling() == e {
+			p.x.sibling = e.sibling()
 			return
 		}
 	}
@@ -141,20 +106,45 @@ func (t *table) remove(e *entry) {
 // noteDeletion lets the outbound mappings of e's socket remember that a client
 // has deleted e, the inbound one.
 func (t *table) noteDeletion(e *entry) {
-	for o := t.peers[e.socket()]; o != nil; o = o.sibling {
-		o.inboundGone, o.inboundNonce = true, e.m.Nonce
+	for o := t.peers[e.socket()]; o != nil; o = o.sibling() {
+		o.x.inboundGone, o.x.inboundNonce = true, e.nonce
 	}
 }
 
 // deleted reports whether the inbound mapping of a socket was deleted with a
 // nonce: the same request again is a retransmission (RFC 6887, Section 15.1).
 func (t *table) deleted(k socket, n pcp.Nonce) bool {
-	for o := t.peers[k]; o != nil; o = o.sibling {
-		if o.inboundGone && o.inboundNonce == n {
+	for o := t.peers[k]; o != nil; o = o.sibling() {
+		if o.x.inboundGone && o.x.inboundNonce == n {
 			return true
 		}
 	}
 	return false
+}
+
+// travel makes w the way to e's client.
+func (t *table) travel(e *entry, w way) {
+	if e.path != nil && e.path.way == w {
+		return
+	}
+	p := t.paths[w]
+	if p == nil {
+		p = &path{way: w}
+		t.paths[w] = p
+	}
+	p.n++
+	t.leave(e.path)
+	e.path = p
+}
+
+// leave gives up one use of a path.
+func (t *table) leave(p *path) {
+	if p == nil {
+		return
+	}
+	if p.n--; p.n == 0 {
+		delete(t.paths, p.way)
+	}
 }
 
 // charge counts one mapping for the subscriber.
@@ -191,12 +181,12 @@ func slotOf(at time.Time) int64 {
 }
 
 func (w *wheel) add(e *entry) {
-	e.slot = max(slotOf(e.expires), w.done+1)
-	e.prev, e.next = nil, w.slots[e.slot]
+	e.slot = uint32(max(slotOf(e.expiry()), w.done+1))
+	e.prev, e.next = nil, w.slots[int64(e.slot)]
 	if e.next != nil {
 		e.next.prev = e
 	}
-	w.slots[e.slot] = e
+	w.slots[int64(e.slot)] = e
 }
 
 func (w *wheel) remove(e *entry) {
@@ -204,9 +194,9 @@ func (w *wheel) remove(e *entry) {
 	case e.prev != nil:
 		e.prev.next = e.next
 	case e.next != nil:
-		w.slots[e.slot] = e.next
+		w.slots[int64(e.slot)] = e.next
 	default:
-		delete(w.slots, e.slot)
+		delete(w.slots, int64(e.slot))
 	}
 	if e.next != nil {
 		e.next.prev = e.prev
@@ -216,7 +206,7 @@ func (w *wheel) remove(e *entry) {
 
 // reschedule is called after e.expires changed.
 func (w *wheel) reschedule(e *entry) {
-	if slotOf(e.expires) < e.slot {
+	if slotOf(e.expiry()) < int64(e.slot) {
 		w.remove(e)
 		w.add(e)
 	}
@@ -236,7 +226,7 @@ func (w *wheel) expired(now time.Time, dst []*entry) []*entry {
 		for e != nil {
 			next := e.next
 			e.next, e.prev = nil, nil
-			if e.expires.After(now) {
+			if e.expiry().After(now) {
 				w.add(e)
 			} else {
 				dst = append(dst, e)

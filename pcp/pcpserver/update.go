@@ -153,19 +153,20 @@ func (s *Server) queueError(now time.Time, e *entry, r pcp.ResultCode) {
 // queueUnsolicited replaces what the client was still to be told of the mapping:
 // that is out of date.
 func (s *Server) queueUnsolicited(now time.Time, e *entry, r pcp.ResultCode) {
-	if s.closed || e.svc.Flags&FlagUpdate == 0 || !e.client.IsValid() {
+	if s.closed || e.svc.Flags&FlagUpdate == 0 || !e.client().IsValid() {
 		return
 	}
 	u := &unsolicited{e: e, seq: e.seq, result: r, info: e.info(now),
 		to: e.destination()}
-	if n := e.notice; n != nil {
+	if n := e.notice(); n != nil {
 		n.at, n.gap, n.left, n.update = now, firstGap, updateRepeats, u
 		heap.Fix(&s.outbox, n.index)
 		return
 	}
 	if s.outbox.Len() < maxUpdates {
-		e.notice = &notice{at: now, gap: firstGap, left: updateRepeats, update: u}
-		heap.Push(&s.outbox, e.notice)
+		n := &notice{at: now, gap: firstGap, left: updateRepeats, update: u}
+		e.extra().notice = n
+		heap.Push(&s.outbox, n)
 	}
 }
 
@@ -188,7 +189,7 @@ func (s *Server) Tick(now time.Time) time.Time {
 		if n.left--; n.left <= 0 {
 			heap.Pop(&s.outbox)
 			if n.update != nil {
-				n.update.e.notice = nil
+				n.update.e.x.notice = nil
 			}
 			continue
 		}
@@ -232,10 +233,10 @@ func (s *Server) message(now time.Time, n *notice) *Packet {
 	if u.e.seq != u.seq {
 		return nil // the client has asked again since
 	}
-	switch cur := s.table.byKey[u.info.Mapping.Key()]; {
+	switch cur := s.table.index.get(u.info.Mapping.Key()); {
 	case u.result != pcp.ResultSuccess && cur != nil:
 		return nil // and got it back
-	case u.result == pcp.ResultSuccess && (cur != u.e || u.e.suspended):
+	case u.result == pcp.ResultSuccess && (cur != u.e || u.e.is(bitSuspended)):
 		return nil // gone, or without an external address once more
 	}
 	s.counters.updates.Add(1)
@@ -250,8 +251,8 @@ func (s *Server) message(now time.Time, n *notice) *Packet {
 func (s *Server) appendUpdate(dst []byte, now time.Time, u *unsolicited) []byte {
 	m := &u.info.Mapping
 	resp := pcp.Response{
-		Version: pcp.Version2, Opcode: pcp.OpcodeMap, Result: u.result, Epoch: s.epoch(now, u.e.epochStart),
-		Lifetime: ceilSecond(u.e.expires.Sub(now)), Nonce: m.Nonce, Protocol: m.Protocol,
+		Version: pcp.Version2, Opcode: pcp.OpcodeMap, Result: u.result, Epoch: s.epoch(now, u.e.path.epochStart),
+		Lifetime: ceilSecond(u.e.left(now)), Nonce: m.Nonce, Protocol: m.Protocol,
 		InternalPort: m.Internal.Port(), External: m.External, RemotePeer: m.RemotePeer,
 	}
 	if m.Kind == pcp.KindPeer {
