@@ -236,6 +236,9 @@ func blockingSocket(b *testing.B, n *nstest.NS, from string, to netip.AddrPort) 
 			b.Fatal(err)
 		}
 		got, err := unix.Read(fd, in)
+		for err == unix.EINTR {
+			got, err = unix.Read(fd, in)
+		}
 		if err != nil {
 			b.Fatalf("no answer from %v: %v", to, err)
 		}
@@ -267,6 +270,9 @@ func echoServer(b *testing.B, n *nstest.NS, addr string, port int) uint16 {
 		buf := make([]byte, 1100)
 		for {
 			got, from, err := unix.Recvfrom(fd, buf, 0)
+			if err == unix.EINTR {
+				continue
+			}
 			if err != nil || got == 0 {
 				return
 			}
