@@ -21,10 +21,11 @@ const (
 // the internal interfaces and the router itself.
 func buildUntracked(b *Builder) {
 	b.Set(nft.Set{Name: setUntracked, Key: []nftables.SetDatatype{nft.TypeInetService}})
-	for name, hook := range map[string]*nftables.ChainHook{
-		chainUntrackedIn: nftables.ChainHookPrerouting, chainUntrackedOut: nftables.ChainHookOutput,
-	} {
-		b.Chain(nft.Chain{Name: name, Type: nftables.ChainTypeFilter, Hook: hook, Priority: priorityRaw})
+	for _, c := range []struct {
+		name string
+		hook *nftables.ChainHook
+	}{{chainUntrackedIn, nftables.ChainHookPrerouting}, {chainUntrackedOut, nftables.ChainHookOutput}} {
+		b.Chain(nft.Chain{Name: c.name, Type: nftables.ChainTypeFilter, Hook: c.hook, Priority: priorityRaw})
 	}
 	rule := func(ifname expr.MetaKey, port nft.Expr) nft.Rule {
 		return nft.R(nft.Protocol(unix.IPPROTO_UDP), port, nft.Lookup(setUntracked, 0),
