@@ -94,6 +94,14 @@ func startDaemon(t testing.TB, lab *nstest.Lab, flags ...string) *daemon {
 // executing what is appended to it.
 func startDaemonBy(t testing.TB, lab *nstest.Lab, command func(*daemon) []string, flags ...string) *daemon {
 	t.Helper()
+	d := newDaemon(t, lab, command, flags...)
+	d.start()
+	return d
+}
+
+// newDaemon is startDaemonBy without the start.
+func newDaemon(t testing.TB, lab *nstest.Lab, command func(*daemon) []string, flags ...string) *daemon {
+	t.Helper()
 	// Not t.TempDir: a socket's path has at most 107 octets.
 	dir, err := os.MkdirTemp("", "pcpd-test")
 	if err != nil {
@@ -104,15 +112,19 @@ func startDaemonBy(t testing.TB, lab *nstest.Lab, command func(*daemon) []string
 	d.args = append(command(d), program(t, "pcpd"), "--internal", nstest.LAN, "--external", nstest.WAN,
 		"--state", d.state, "--control", d.socket, "--log-level", "debug")
 	d.args = append(d.args, flags...)
-	d.start()
 	return d
 }
 
 // start starts the daemon, for the first time or again.
 func (d *daemon) start() {
 	d.t.Helper()
+	d.startWithin(2 * patience)
+}
+
+func (d *daemon) startWithin(limit time.Duration) {
+	d.t.Helper()
 	d.proc = d.lab.Router.Start(d.args...)
-	nstest.Eventually(d.t, 2*patience, "pcpd answers on its control socket", func() bool {
+	nstest.Eventually(d.t, limit, "pcpd answers on its control socket", func() bool {
 		if !d.proc.Running() {
 			d.t.Fatalf("pcpd ended at once:\n%s", d.proc.Output())
 		}

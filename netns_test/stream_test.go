@@ -2,8 +2,11 @@ package netns_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pcpd/internal/nstest"
+	"pcpd/internal/store"
 	"pcpd/pcp"
+	"pcpd/pcp/pcpserver"
 )
 
 // streams is traffic from the outside through mapped ports, which counts what
@@ -263,40 +268,242 @@ func TestForeignChanges(t *testing.T) {
 }
 
 // BenchmarkRestart measures a restart under traffic with 10,000 mappings, or
-// as many as PCPD_BENCH_MAPPINGS says, and fails if a packet is lost.
+// as many as PCPD_BENCH_MAPPINGS says, and fails if a packet is lost. Of each
+// start it prints the time until the daemon answers, the time until it has
+// compared the kernel with its mappings, what it used of the CPU until it
+// answered, and the memory that it took at most. The first start, from the
+// state alone, has to put all of the mappings into a table that it makes.
 //
 //	go test -run '^$' -bench Restart -benchtime 1x ./netns_test
 func BenchmarkRestart(b *testing.B) {
 	n := 10_000
 	if s := os.Getenv("PCPD_BENCH_MAPPINGS"); s != "" {
 		var err error
-		if n, err = strconv.Atoi(s); err != nil || n > 120_000 {
-			b.Fatalf("PCPD_BENCH_MAPPINGS=%s is not a number up to 120000", s)
+		if n, err = strconv.Atoi(s); err != nil || n < 2 || n > 3_000_000 {
+			b.Fatalf("PCPD_BENCH_MAPPINGS=%s is not a number from 2 to 3000000", s)
 		}
 	}
 	lab := nstest.NewLab(b)
-	d := startDaemon(b, lab, "--quota", "0", "--durability", "relaxed", "--log-level", "info")
+	flags := []string{"--quota", "0", "--durability", "relaxed", "--log-level", "info", "--external-address", nstest.RouterWAN}
+	for i := 1; i*portsOfAddress*2 < n; i++ {
+		flags = append(flags, "--external-address", "198.18.0."+strconv.Itoa(i))
+	}
+	d := newDaemon(b, lab, func(*daemon) []string { return nil }, flags...)
+	seedState(b, d.state, n)
+	began := time.Now()
+	d.startWithin(10 * time.Minute)
+	b.ReportMetric(time.Since(began).Seconds(), "s/first-start")
 	serve(b, lab.Inside, "udp", nstest.InsideAddr, 2000)
 	serve(b, lab.Inside, "tcp", nstest.InsideAddr, 2000)
-	a := &asker{b: b, conn: lab.Inside.DialUDP(nstest.InsideAddr+":0", nstest.RouterLAN+":5351")}
-	for i := range n {
-		a.askFor([]pcp.Protocol{pcp.ProtocolUDP, pcp.ProtocolTCP}[i%2], uint16(2000+i/2), time.Hour)
-	}
 	at := hostport(nstest.RouterWAN, 2000)
 	for range b.N {
 		s := startStreams(b, lab, at, at)
-		d.stop(syscall.SIGTERM)
-		began := time.Now()
-		d.start()
-		took, cpu := time.Since(began), cpuTime(b, d.proc.PID())
-		s.end()
-		if got := len(d.mappings()); got != n {
-			b.Errorf("%d mappings, want %d", got, n)
+		if err := d.proc.Stop(syscall.SIGTERM); err != nil {
+			b.Errorf("pcpd ended with %v", err)
 		}
-		b.Logf("with %d mappings the daemon serves again %v after its start, for which it used the CPU for %v",
-			n, took.Round(time.Millisecond), cpu)
+		began := time.Now()
+		d.startWithin(10 * time.Minute)
+		took, cpu := time.Since(began), cpuTime(b, d.proc.PID())
+		nstest.Eventually(b, 10*time.Minute, "the kernel is compared with the mappings", func() bool {
+			return strings.Contains(d.proc.Output(), "the kernel has nothing but the mappings")
+		})
+		compared := time.Since(began)
+		s.end()
+		if st, err := d.stats(); err != nil || st.Mappings["map"] != n {
+			b.Errorf("%v mappings, %v, want %d", st.Mappings, err, n)
+		}
+		b.ReportMetric(float64(n), "mappings")
 		b.ReportMetric(took.Seconds(), "s/restart")
+		b.ReportMetric(cpu.Seconds(), "cpu-s/restart")
+		b.ReportMetric(compared.Seconds(), "s/reconciled")
+		b.ReportMetric(peakMemory(b, d.proc.PID()), "MB-RSS")
 	}
+}
+
+// portsOfAddress is how many ports of an external address, each for UDP and TCP,
+// the state that is the benchmark's has mappings of.
+const portsOfAddress = 50_000
+
+// seedState writes the state of a daemon with n mappings: of one socket behind
+// the router's own address, for TCP and UDP, and of many hosts behind others.
+func seedState(b *testing.B, dir string, n int) {
+	b.Helper()
+	st, _, err := store.Open(dir, store.Sync)
+	if err == nil {
+		err = st.SetEpoch(time.Now().Add(-time.Hour))
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	var changes []pcpserver.Change
+	for i := range n {
+		r := &pcpserver.Record{Type: pcpserver.TypeNAT444, Expires: time.Now().Add(time.Hour)}
+		m := &r.Mapping
+		m.Protocol, m.Nonce = []pcp.Protocol{pcp.ProtocolUDP, pcp.ProtocolTCP}[i%2], pcp.Nonce{1, 2, 3}
+		m.Internal, m.External = netip.MustParseAddrPort(nstest.InsideAddr+":2000"), netip.MustParseAddrPort(nstest.RouterWAN+":2000")
+		if k := i / 2; k > 0 { // 32 ports for each host
+			m.Internal = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(k >> 21), byte(k >> 13), byte(k >> 5)}), uint16(3000+k%32))
+			addr := m.External.Addr()
+			if k >= portsOfAddress {
+				addr = netip.AddrFrom4([4]byte{198, 18, 0, byte(k / portsOfAddress)})
+			}
+			m.External = netip.AddrPortFrom(addr, uint16(10_000+k%portsOfAddress))
+		}
+		host := m.Internal.Addr()
+		r.Subscriber = netip.PrefixFrom(host, 32)
+		r.Client, r.Local = netip.AddrPortFrom(host, 5350), netip.MustParseAddrPort(nstest.RouterLAN+":5351")
+		changes = append(changes, pcpserver.Change{Key: m.Key(), Record: r})
+		if len(changes) == 100_000 || i == n-1 {
+			if err := st.Commit(changes); err != nil {
+				b.Fatal(err)
+			}
+			changes = changes[:0]
+		}
+	}
+	if err := st.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// peakMemory is the most that a process has had in memory, in megabytes.
+func peakMemory(t testing.TB, pid int) float64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "VmHWM:")
+	fields := strings.Fields(after)
+	if len(fields) == 0 {
+		t.Fatal("there is no VmHWM")
+	}
+	kb, err := strconv.Atoi(fields[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return float64(kb) / 1000
+}
+
+// BenchmarkFlush measures how long a datagram a millisecond through a mapping,
+// and an ordinary flow of as many, are interrupted while another program runs
+// `nft flush ruleset`: the longest silence, of ten times the median.
+//
+//	go test -run '^$' -bench Flush -benchtime 1x ./netns_test
+func BenchmarkFlush(b *testing.B) {
+	for name, flags := range map[string][]string{"owned": nil, "shared": {"--own-table=false"}} {
+		b.Run(name, func(b *testing.B) {
+			lab := nstest.NewLab(b)
+			d := startDaemon(b, lab, append(flags, "--log-level", "info")...)
+			serve(b, lab.Inside, "udp", nstest.InsideAddr, 2000)
+			serve(b, lab.Outside, "udp", nstest.OutsideAddr, 53)
+			c := newClient(b, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+			mapped := c.mapped("udp", 2000).String()
+			var outages [2][]time.Duration
+			var lost [2]int64
+			for range 10 * b.N {
+				in := watchSilence(b, lab.Outside.For(b).DialUDP("", mapped))
+				out := watchSilence(b, lab.Inside.For(b).DialUDP(nstest.InsideAddr+":0", hostport(nstest.OutsideAddr, 53)))
+				puts := strings.Count(d.proc.Output(), "the table is put right")
+				_, err := lab.Router.Try("nft", "flush", "ruleset")
+				if name == "shared" {
+					if err != nil {
+						b.Fatal(err)
+					}
+					nstest.Eventually(b, 60*time.Second, "the table is put right", func() bool {
+						return strings.Count(d.proc.Output(), "the table is put right") > puts
+					})
+				}
+				for i, s := range []*silenceWatch{in, out} {
+					outage, n := s.end()
+					outages[i] = append(outages[i], outage)
+					lost[i] += n
+				}
+				// The daemon waits the longer the sooner it happens again.
+				d.stop(syscall.SIGTERM)
+				d.start()
+			}
+			for i, what := range []string{"mapping", "flow"} {
+				slices.Sort(outages[i])
+				b.ReportMetric(float64(outages[i][len(outages[i])/2].Microseconds())/1000, what+"-outage-ms")
+				b.ReportMetric(float64(lost[i])/float64(len(outages[i])), what+"-lost/flush")
+			}
+		})
+	}
+}
+
+// silenceWatch is a flow of a datagram a millisecond to an echo server, of which the
+// longest time without an answer is measured.
+type silenceWatch struct {
+	b       testing.TB
+	conn    *net.UDPConn
+	stop    chan struct{}
+	sending sync.WaitGroup
+	done    chan struct{}
+	sent    atomic.Int64
+	answers atomic.Int64
+	longest time.Duration
+	last    time.Time
+}
+
+// watchSilence begins, and returns when answers come.
+func watchSilence(b testing.TB, conn *net.UDPConn) *silenceWatch {
+	b.Helper()
+	s := &silenceWatch{b: b, conn: conn, stop: make(chan struct{}), done: make(chan struct{})}
+	s.sending.Go(func() {
+		every(s.stop, time.Millisecond, func() {
+			// That nobody listens is what an outage looks like.
+			s.sent.Add(1)
+			if _, err := conn.Write([]byte("x")); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				b.Error(err)
+			}
+		})
+	})
+	go func() {
+		defer close(s.done)
+		buf := make([]byte, 100)
+		for {
+			_, err := conn.Read(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue
+			}
+			now := time.Now()
+			if s.answers.Add(1) > 1 {
+				s.longest = max(s.longest, now.Sub(s.last))
+			}
+			s.last = now
+		}
+	}()
+	s.answered(50)
+	return s
+}
+
+// answered waits for n more answers.
+func (s *silenceWatch) answered(n int64) {
+	s.b.Helper()
+	had := s.answers.Load()
+	nstest.Eventually(s.b, patience, "answers come", func() bool { return s.answers.Load() >= had+n })
+}
+
+// end waits until answers come again. It returns how many datagrams were lost
+// and, if any was, the longest time without an answer: without losses that was
+// the scheduler's.
+func (s *silenceWatch) end() (outage time.Duration, lost int64) {
+	s.b.Helper()
+	s.answered(50)
+	close(s.stop)
+	s.sending.Wait()
+	for deadline := time.Now().Add(silence); time.Now().Before(deadline) && s.answers.Load() < s.sent.Load(); {
+		time.Sleep(time.Millisecond)
+	}
+	s.conn.Close()
+	<-s.done
+	if lost = s.sent.Load() - s.answers.Load(); lost > 0 {
+		outage = s.longest
+	}
+	return outage, lost
 }
 
 // cpuTime is what a process has used of the CPU. On a machine that has other
