@@ -29,6 +29,11 @@ func TestConformance(t *testing.T) {
 					Internal: [2]netip.Addr{netip.MustParseAddr(s.inside), netip.MustParseAddr(s.inside2)},
 					Remote: [2]netip.AddrPort{netip.MustParseAddrPort(at(s.outside, "6000")),
 						netip.MustParseAddrPort(at(s.outside2, "6001"))},
+					// Nobody can occupy an external endpoint: it is the
+					// internal one, and its element has no value.
+					FailCommit: func(error) {
+						l.tab.Put(nil, firewall.Element{Set: "missing6", Key: make([]byte, 24)})
+					},
 					Inbound: func(p pcp.Protocol, remote, external netip.AddrPort) (netip.AddrPort, bool) {
 						// A flow of its own: those of expired mappings live on.
 						l.Router.Run("conntrack", "-F")

@@ -40,3 +40,17 @@ func Reconnect(tb testing.TB, t *Table) {
 		tb.Fatal(err)
 	}
 }
+
+// LoseSocket gives the table a new socket and tells nobody, as after lost
+// replies of a look.
+func LoseSocket(tb testing.TB, t *Table) {
+	tb.Helper()
+	conn, err := nft.DialNetNS(t.cfg.NetNS)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.conn.Close()
+	t.conn = conn
+}

@@ -280,3 +280,27 @@ func BenchmarkCommitPair(b *testing.B) {
 		i++
 	}
 }
+
+// A socket that could not be replaced, as when there are no descriptors left,
+// is replaced later.
+func TestReopenLater(t *testing.T) {
+	_, c := world(t)
+	var b nft.Batch
+	b.AddElem("t", "s", nft.Elem{Key: key(1), Timeout: time.Hour})
+	for name, use := range map[string]func() error{
+		"Commit":     func() error { return c.Commit(&b) },
+		"GetElement": func() error { _, _, err := c.GetElement("t", "s", key(1)); return err },
+	} {
+		nft.LoseSocket(c)
+		if err := use(); !errors.Is(err, nft.ErrOverrun) {
+			t.Errorf("%s: %v, want that the outcome is unknown", name, err)
+		}
+		if err := use(); err != nil {
+			t.Errorf("%s a second time: %v", name, err)
+		}
+	}
+	c.Close()
+	if err := c.Commit(&b); err == nil || errors.Is(err, nft.ErrOverrun) {
+		t.Errorf("Commit after Close: %v", err)
+	}
+}

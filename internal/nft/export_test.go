@@ -58,3 +58,9 @@ func ShrinkEvents(tb testing.TB, e *Events) {
 
 // ParseChanges reads bytes as events.
 func ParseChanges(b []byte) { changes(b, func(Change) {}) }
+
+// LoseSocket leaves a Conn as after a socket that could not be replaced.
+func LoseSocket(c *Conn) {
+	unix.Close(c.fd)
+	c.fd = -1
+}

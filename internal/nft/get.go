@@ -193,6 +193,9 @@ func (c *Conn) Generation() (id uint32, err error) {
 func (c *Conn) Port() (uint32, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.ready(); err != nil {
+		return 0, err
+	}
 	sa, err := unix.Getsockname(c.fd)
 	if err != nil {
 		return 0, err
