@@ -29,7 +29,7 @@ func (maps) Build(b *firewall.Builder) error {
 
 func elem(port uint16, value string) firewall.Element {
 	return firewall.Element{Set: "m", Timeout: time.Hour,
-		Key:   firewall.Key4(netip.MustParseAddr("192.0.2.1"), pcp.ProtocolUDP, port),
+		Key:   firewall.Key(netip.MustParseAddr("192.0.2.1"), pcp.ProtocolUDP, port),
 		Value: firewall.AddrPortValue(netip.MustParseAddrPort(value))}
 }
 

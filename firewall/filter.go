@@ -156,41 +156,30 @@ func filteredElement(m *pcp.Mapping) Element {
 // m.Filters permits already. All are put with m.Lifetime. Filters are looked
 // up by the internal side, so with translation they need nothing else.
 func (t *Table) PutFilters(m *pcp.Mapping, filters []pcp.Filter) {
+	t.stageFilters(t.Put, m, filters)
+}
+
+// stageFilters takes the step for every element that filters of m need.
+func (t *Table) stageFilters(step func(*pcp.Mapping, Element), m *pcp.Mapping, filters []pcp.Filter) {
 	if len(filters) == 0 {
 		return
 	}
 	t.needFilters(m, filters)
-	t.Put(m, filteredElement(m))
+	step(m, filteredElement(m))
 	for _, f := range filters {
 		a, key := allowOf(m, f)
-		t.Put(m, Element{Set: a.name(), Key: key, Timeout: timeout(m)})
+		step(m, Element{Set: a.name(), Key: key, Timeout: timeout(m)})
 	}
 }
 
 // RenewFilters stages m.Lifetime for the filters in m.Filters.
 func (t *Table) RenewFilters(m *pcp.Mapping) {
-	if len(m.Filters) == 0 {
-		return
-	}
-	t.needFilters(m, m.Filters)
-	t.Renew(m, filteredElement(m))
-	for _, f := range m.Filters {
-		a, key := allowOf(m, f)
-		t.Renew(m, Element{Set: a.name(), Key: key, Timeout: timeout(m)})
-	}
+	t.stageFilters(t.Renew, m, m.Filters)
 }
 
 // DropFilters stages that the filters in m.Filters go: every peer reaches m.
 func (t *Table) DropFilters(m *pcp.Mapping) {
-	if len(m.Filters) == 0 {
-		return
-	}
-	t.needFilters(m, m.Filters)
-	t.Drop(m, filteredElement(m))
-	for _, f := range m.Filters {
-		a, key := allowOf(m, f)
-		t.Drop(m, Element{Set: a.name(), Key: key})
-	}
+	t.stageFilters(t.Drop, m, m.Filters)
 }
 
 // ChangeFilters stages what a device's Filter means: filters are added to

@@ -19,13 +19,8 @@ func appendPort(b []byte, port uint16) []byte {
 	return append(b, 0, 0)
 }
 
-// Key4 is `address . protocol . port` of an IPv4 socket, 12 octets.
-func Key4(a netip.Addr, p pcp.Protocol, port uint16) []byte { return Key(a, p, port) }
-
-// Key6 is `address . protocol . port` of an IPv6 socket, 24 octets.
-func Key6(a netip.Addr, p pcp.Protocol, port uint16) []byte { return Key(a, p, port) }
-
-// Key is Key4 or Key6, as the address is.
+// Key is `address . protocol . port` of a socket: 12 octets for IPv4, 24 for
+// IPv6.
 func Key(a netip.Addr, p pcp.Protocol, port uint16) []byte {
 	b := make([]byte, 0, 24)
 	return appendPort(appendProto(appendAddr(b, a), p), port)

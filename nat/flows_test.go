@@ -131,7 +131,7 @@ func TestIdle(t *testing.T) {
 // another port.
 func TestConflict(t *testing.T) {
 	b := newBench(t)
-	b.table.Put(nil, firewall.Element{Set: "dnat4", Key: firewall.Key4(netip.MustParseAddr(nstest.RouterWAN), udp, 6000),
+	b.table.Put(nil, firewall.Element{Set: "dnat4", Key: firewall.Key(netip.MustParseAddr(nstest.RouterWAN), udp, 6000),
 		Value: firewall.AddrPortValue(ap("192.168.1.99:1")), Timeout: hour})
 	if err := b.commit(); err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func TestQuarantine(t *testing.T) {
 	b.del(m, pcp.DeleteRequested)
 	_, err := b.try(mapping(udp, "192.168.1.20:5000", "0.0.0.0:6000"), pcp.AddPreferFailure)
 	wantResult(t, err, pcp.ResultCannotProvideExternal)
-	if _, _, found, err := b.table.Lookup("taken4", firewall.Key4(netip.MustParseAddr(nstest.RouterWAN), udp, 6000)); !found || err != nil {
+	if _, _, found, err := b.table.Lookup("taken4", firewall.Key(netip.MustParseAddr(nstest.RouterWAN), udp, 6000)); !found || err != nil {
 		t.Errorf("an ordinary flow may draw the port (%v)", err)
 	}
 	if ext := b.add(mapping(udp, "192.168.1.10:5000", "0.0.0.0:6000")); ext != "203.0.113.2:6000" {

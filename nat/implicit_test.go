@@ -344,7 +344,7 @@ func TestPortOfTCPConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := func() time.Duration {
-		_, left, _, err := b.table.Lookup("eim4", firewall.Key4(netip.MustParseAddr("192.168.1.10"), tcp, 5000))
+		_, left, _, err := b.table.Lookup("eim4", firewall.Key(netip.MustParseAddr("192.168.1.10"), tcp, 5000))
 		if err != nil {
 			t.Fatal(err)
 		}

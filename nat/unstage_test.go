@@ -126,7 +126,7 @@ func TestRefusedCommitGivesBack(t *testing.T) {
 		refused(b, longer)
 		// What all mappings of a socket share lasts as long as the longest.
 		b.add(peering(udp, mine, echo1, ""))
-		_, left, found, err := b.table.Lookup("snat4", firewall.Key4(m.Internal.Addr(), udp, 5000))
+		_, left, found, err := b.table.Lookup("snat4", firewall.Key(m.Internal.Addr(), udp, 5000))
 		if err != nil || !found || left > 2*hour {
 			t.Errorf("the kernel keeps it for %v, %v", left, err)
 		}
@@ -146,7 +146,7 @@ func TestHolds(t *testing.T) {
 		holds(false, "before it is made")
 		b.add(m)
 		holds(true, "when it is made")
-		elem := firewall.Element{Set: "dnat4", Key: firewall.Key4(m.External.Addr(), udp, 6000)}
+		elem := firewall.Element{Set: "dnat4", Key: firewall.Key(m.External.Addr(), udp, 6000)}
 		if m.Kind == pcp.KindPeer {
 			elem = firewall.Element{Set: "peer4in", Key: key20(m.External.String(), echo1)}
 		}

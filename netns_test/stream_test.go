@@ -321,8 +321,8 @@ func BenchmarkRestart(b *testing.B) {
 }
 
 // portsOfAddress is how many ports of an external address, each for UDP and TCP,
-// the state that is the benchmark's has mappings of.
-const portsOfAddress = 50_000
+// the benchmark has mappings of: those of a host are on one address.
+const portsOfAddress = 51_200
 
 // seedState writes the state of a daemon with n mappings: of one socket behind
 // the router's own address, for TCP and UDP, and of many hosts behind others.
