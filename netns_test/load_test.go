@@ -252,7 +252,20 @@ func (l *loader) answered(b []byte) {
 	case r.Lifetime == 0:
 		delete(l.held, k)
 	default:
-		l.held[k] = &promise{nonce: l.nonce, external: r.External, filters: w.filters, expires: time.Now().Add(r.Lifetime)}
+		p := &promise{nonce: l.nonce, external: r.External, filters: w.filters, expires: time.Now().Add(r.Lifetime)}
+		if w.delete { // of a mapping in use, which stays as it is for a while
+			before := l.held[k]
+			if before == nil {
+				l.t.Errorf("%v %v: the deletion of nothing leaves %v", k.Protocol, k.Internal, r.Lifetime)
+				return
+			}
+			// The answer has the endpoint that was suggested (RFC 6887, Section 15.1).
+			if !r.External.Addr().IsUnspecified() || r.External.Port() != 0 {
+				l.t.Errorf("%v %v: the answer to a deletion has %v, want what was suggested, none", k.Protocol, k.Internal, r.External)
+			}
+			p.external = before.external
+		}
+		l.held[k] = p
 	}
 }
 
