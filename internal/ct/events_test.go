@@ -62,7 +62,9 @@ func TestEnds(t *testing.T) {
 	heard := ends(t, e)
 	expect := func(what string, match func(ct.End) bool) {
 		t.Helper()
-		nstest.Eventually(t, 10*time.Second, "the end of "+what+" is told", func() bool {
+		// Where flows are few the kernel may look only once a minute for those
+		// that have run out.
+		nstest.Eventually(t, 90*time.Second, "the end of "+what+" is told", func() bool {
 			for _, end := range heard() {
 				if match(end) {
 					return true
