@@ -13,6 +13,16 @@ func ForgetFeatures(t *Table) {
 	t.feat.update, t.feat.destroy = false, false
 }
 
+// Owned reports whether nobody else can change the table, which is so from
+// Linux 6.9 on.
+func Owned(tb testing.TB, t *Table) bool {
+	tb.Helper()
+	if err := t.Probe(); err != nil {
+		tb.Fatal(err)
+	}
+	return t.feat.tableFlags != 0
+}
+
 // Disown makes the table anew without an owner, as on a kernel before 6.9.
 func Disown(tb testing.TB, t *Table) {
 	tb.Helper()

@@ -182,27 +182,73 @@ func TestInstallIsRepeatable(t *testing.T) {
 	}
 }
 
+// Where tables have owners nobody else changes ours. Elsewhere a flush is
+// noticed, and the table made whole again.
 func TestTableOutlivesAndIsTakenBack(t *testing.T) {
-	n := nstest.New(t, "orphan")
-	tab := install(t, config(n))
-	second := open(t, config(n))
-	if err := second.Install(time.Now()); err == nil {
-		t.Error("a second daemon took the table of a running one")
+	for _, s := range ownerships {
+		t.Run(s.name, func(t *testing.T) {
+			n := nstest.New(t, "orphan")
+			tab := install(t, config(n))
+			second := open(t, config(n))
+			if s.disown {
+				firewall.Disown(t, tab)
+			}
+			if firewall.Owned(t, tab) {
+				if err := second.Install(time.Now()); err == nil {
+					t.Error("a second daemon took the table of a running one")
+				}
+				if err := second.Remove(); err == nil {
+					t.Error("a second daemon removed the table of a running one")
+				}
+			}
+			flushed(t, n, tab)
+			tab.Close()
+			if got := list(n); !strings.Contains(got, "pin6") {
+				t.Errorf("the table did not outlive its owner:\n%s", got)
+			}
+			if err := second.Install(time.Now()); err != nil {
+				t.Errorf("the orphan could not be taken: %v", err)
+			}
+			if err := second.Verify(); err != nil {
+				t.Errorf("the new daemon's table: %v", err)
+			}
+		})
 	}
-	if err := second.Remove(); err == nil {
-		t.Error("a second daemon removed the table of a running one")
-	}
+}
+
+// ownerships are the two ways in which a table is ours.
+var ownerships = []struct {
+	name   string
+	disown bool
+}{{"as the kernel can", false}, {"without an owner", true}}
+
+// flushed flushes the ruleset as another program. An owned table is as it was
+// after that; of another the loss is noticed, and Install mends it.
+func flushed(t *testing.T, n *nstest.NS, tab *firewall.Table) {
+	t.Helper()
 	n.Run("nft", "flush", "ruleset")
+	if firewall.Owned(t, tab) {
+		if err := tab.Verify(); err != nil {
+			t.Errorf("a flush reached the table: %v", err)
+		}
+		return
+	}
+	if err := tab.Verify(); !errors.Is(err, firewall.ErrTableGone) {
+		t.Errorf("after a flush: Verify says %v, want ErrTableGone", err)
+	}
+	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 3}})
+	if err := tab.Commit(time.Now(), nil); !errors.Is(err, firewall.ErrTableGone) {
+		t.Errorf("after a flush: Commit says %v, want ErrTableGone", err)
+	}
+	if err := tab.Install(time.Now()); err != nil {
+		t.Fatalf("the table could not be made again: %v", err)
+	}
 	if err := tab.Verify(); err != nil {
-		t.Errorf("after a foreign flush ruleset: %v", err)
+		t.Errorf("after Install: %v", err)
 	}
-	tab.Close()
-	if got := list(n); !strings.Contains(got, "pin6") {
-		t.Errorf("the table did not outlive its owner:\n%s", got)
-	}
-	if err := second.Install(time.Now()); err != nil {
-		t.Errorf("the orphan could not be taken: %v", err)
-	}
+	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 3}})
+	commit(t, tab)
+	has(t, tab, "pin4a", []byte{192, 0, 2, 3}, true)
 }
 
 func TestTableGone(t *testing.T) {
@@ -242,21 +288,26 @@ func TestTableGone(t *testing.T) {
 }
 
 func TestNewSocketTakesTheTableBack(t *testing.T) {
-	n := nstest.New(t, "socket")
-	tab := install(t, config(n))
-	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 1}})
-	commit(t, tab)
-	firewall.Reconnect(t, tab)
-	tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 2}})
-	commit(t, tab)
-	for _, last := range []byte{1, 2} {
-		if _, _, found, err := tab.Lookup("pin4a", []byte{192, 0, 2, last}); !found || err != nil {
-			t.Errorf("element %d: found %v, %v", last, found, err)
-		}
-	}
-	n.Run("nft", "flush", "ruleset")
-	if err := tab.Verify(); err != nil {
-		t.Errorf("a flush reached the table: %v", err)
+	for _, s := range ownerships {
+		t.Run(s.name, func(t *testing.T) {
+			n := nstest.New(t, "socket")
+			tab := install(t, config(n))
+			if s.disown {
+				firewall.Disown(t, tab)
+			}
+			tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 1}})
+			commit(t, tab)
+			firewall.Reconnect(t, tab)
+			tab.Put(nil, firewall.Element{Set: "pin4a", Key: []byte{192, 0, 2, 2}})
+			commit(t, tab)
+			for _, last := range []byte{1, 2} {
+				has(t, tab, "pin4a", []byte{192, 0, 2, last}, true)
+			}
+			if err := tab.Verify(); err != nil {
+				t.Errorf("with a new socket: %v", err)
+			}
+			flushed(t, n, tab)
+		})
 	}
 }
 
