@@ -128,6 +128,8 @@ type Monitor struct {
 
 	state atomic.Pointer[state]
 	paths pathCache
+	// lookups counts the questions to the routing table.
+	lookups atomic.Uint64
 
 	// refreshing lets one refresh at a time.
 	refreshing sync.Mutex
@@ -149,8 +151,11 @@ func Open(cfg Config) (*Monitor, error) {
 	// Subscribed before the first look, so that no change falls between.
 	var err error
 	m.events, err = netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{
-		NetNS:  cfg.NetNS,
-		Groups: unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR,
+		NetNS: cfg.NetNS,
+		Groups: groups(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+			// These void what is remembered of sources.
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+			unix.RTNLGRP_NEXTHOP),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to changes of network interfaces: %w", err)
@@ -169,6 +174,15 @@ func Open(cfg Config) (*Monitor, error) {
 		return nil, fmt.Errorf("look at network interfaces: %w", err)
 	}
 	return m, nil
+}
+
+// groups returns the mask of netlink groups. A kernel passes over those that
+// it does not have.
+func groups(numbers ...int) (mask uint32) {
+	for _, n := range numbers {
+		mask |= 1 << (n - 1)
+	}
+	return mask
 }
 
 // Close releases the sockets.
@@ -197,6 +211,9 @@ func (m *Monitor) Name(index int) string { return m.state.Load().byIndex[index] 
 func (m *Monitor) refresh() (changed bool, err error) {
 	m.refreshing.Lock()
 	defer m.refreshing.Unlock()
+	// The kernel tells that a link goes down before it takes the routes by it
+	// away, and of IPv4 ones it does not tell. By now it has.
+	m.paths.forget()
 	s := &state{byName: make(map[string]Interface), byIndex: make(map[int]string)}
 	for _, name := range m.names {
 		i, err := m.look(name)
@@ -213,8 +230,6 @@ func (m *Monitor) refresh() (changed bool, err error) {
 		return false, nil
 	}
 	m.state.Store(s)
-	// Whose source leaves by which interface may be another now.
-	m.paths.clear()
 	return true, nil
 }
 

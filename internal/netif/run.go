@@ -38,13 +38,19 @@ func (m *Monitor) Run(ctx context.Context, changed func()) error {
 			dirty, first = m.update(changed)
 		case errors.Is(err, unix.ENOBUFS):
 			// Changes were lost, so look at everything.
+			m.paths.forget()
 			if !dirty {
 				dirty, first = true, time.Now()
 			}
 		case err != nil:
 			return fmt.Errorf("follow changes of network interfaces: %w", err)
-		case !dirty && m.concerns(msgs):
-			dirty, first = true, time.Now()
+		default:
+			// Whatever it is, a source may be reached by another interface
+			// now.
+			m.paths.forget()
+			if !dirty && m.concerns(msgs) {
+				dirty, first = true, time.Now()
+			}
 		}
 	}
 	return nil
@@ -63,7 +69,8 @@ func (m *Monitor) update(changed func()) (dirty bool, first time.Time) {
 	return false, time.Time{}
 }
 
-// concerns reports whether a change may be one of our interfaces'.
+// concerns reports whether a change may be one of our interfaces'. Those of
+// routes and rules are not.
 func (m *Monitor) concerns(msgs []netlink.Message) bool {
 	s := m.state.Load()
 	for _, msg := range msgs {
