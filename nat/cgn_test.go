@@ -278,7 +278,8 @@ func TestDeterministicPackets(t *testing.T) {
 			t.Errorf("%v is %v's, %v", s, back, ok)
 		}
 	}
-	if blocksOf(t, 1, seen); len(seen) != 41 {
+	// The mapping is TCP's, and a port of the same number can be UDP's.
+	if blocksOf(t, 1, seen[:40]); len(seen) != 41 {
 		t.Errorf("%d of 41 endpoints", len(seen))
 	}
 }

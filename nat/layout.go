@@ -46,21 +46,6 @@ func (p *realm) addrSet() string { return fmt.Sprintf("ext4-%d", p.id) }
 func (p *realm) flowSet() string { return fmt.Sprintf("flows4-%d", p.id) }
 func (p *realm) rateSet() string { return fmt.Sprintf("rate4-%d", p.id) }
 
-// family is how the pool's block chains differ from those of others with
-// blocks of the same size.
-func (p *realm) family() string {
-	s := "block4"
-	if p.Allocation == AllocationDeterministic {
-		s = "fixed4"
-	}
-	if p.Mapping == MappingEndpointDependent {
-		s += "e"
-	}
-	return fmt.Sprintf("%s-%d", s, p.BlockSize)
-}
-
-func (p *realm) blockChain(first int) string { return fmt.Sprintf("%s-%d", p.family(), first) }
-
 // layout is what of the table depends on the pools. All of it can be replaced
 // at run time.
 type layout struct {
@@ -118,27 +103,17 @@ func (r *rules) addPool(l *layout, p *realm) {
 		r.clashes(l, p)
 	}
 	if p.Allocation != AllocationShared {
-		r.addBlocks(l, p)
+		l.addBlocks(p)
 	}
 }
 
 func (l *layout) add(set string, e nft.Elem) { l.elems[set] = append(l.elems[set], e) }
 
-// addBlocks adds the chains of the pool's blocks, which pools of the same
-// family share.
-func (r *rules) addBlocks(l *layout, p *realm) {
-	if !slices.ContainsFunc(l.sets, func(s nft.Set) bool { return s.Name == p.family() }) {
-		l.sets = append(l.sets, nft.Set{Name: p.family(), Key: portType, Data: verdictType})
-	}
+// addBlocks adds the numbers of the pool's blocks, by which they are drawn.
+func (l *layout) addBlocks(p *realm) {
 	for i := range p.blocks() {
 		first := p.firstBlock() + i*p.BlockSize
 		l.add(mapFirst, nft.Elem{Key: nft.Host(uint32(p.firstAt + i)), Value: firstValue(p.id, uint16(first))})
-		chain := p.blockChain(first)
-		if _, exists := l.chains[chain]; exists {
-			continue
-		}
-		l.chains[chain] = p.blockRules(area{mask: uint16(p.BlockSize - 1), first: uint16(first)})
-		l.add(p.family(), nft.Elem{Key: []byte{byte(first >> 8), byte(first)}, Jump: chain})
 	}
 }
 

@@ -103,7 +103,7 @@ func (r *rules) poolChains(l *layout, p *realm) {
 		l.chains[p.chain("-draw")] = p.homeRules(p.chain("-blocks"))
 		p.blockSearch(l, r.events)
 	case AllocationDeterministic:
-		l.chains[p.chain("-draw")] = append(repeat(blockTries, p.tryBlock(mapFixed, nft.IPSaddr(regKey))),
+		l.chains[p.chain("-draw")] = append(p.tries(blockTries, mapFixed, nft.IPSaddr(regKey)),
 			nft.R(nft.Goto(chainExhausted)))
 	}
 	l.chains[p.chain("-address")] = p.addrOnly()
@@ -232,11 +232,19 @@ func (p *realm) drawID() []nft.Rule {
 // claim draws a port of an area and takes it for the packet's socket, or for
 // the flow if mapping is endpoint-dependent. The address is from the map home.
 func (p *realm) claim(home string, a area, port func(int) nft.Expr, match []nft.Expr) nft.Rule {
-	drawn := []any{match, hidden(regAddr, regAddr+1), nft.IPSaddr(regKey), nft.LookupMap(home, regKey, regPool), nft.L4Proto(regAddr + 1),
+	return p.claiming("with "+home+"'s address for 0.0.0.0", match, port, match == nil,
+		hidden(regAddr, regAddr+1), nft.IPSaddr(regKey), nft.LookupMap(home, regKey, regPool), nft.L4Proto(regAddr+1),
 		nft.E(&expr.Numgen{Register: nft.Reg(regPort), Modulus: 0xffffffff, Type: unix.NFT_NG_RANDOM}),
-		nft.Bitwise(regPort, []byte{byte(a.mask >> 8), byte(a.mask), 0, 0}, []byte{byte(a.first >> 8), byte(a.first), 0, 0}),
-		nft.LookupNot(setTaken, regAddr)}
-	if p.Allocation != AllocationShared || match == nil {
+		nft.Bitwise(regPort, []byte{byte(a.mask >> 8), byte(a.mask), 0, 0}, []byte{byte(a.first >> 8), byte(a.first), 0, 0}))
+}
+
+// claiming takes the port that draw leaves at regPort, with the address and
+// the protocol before it, unless somebody has it. ports tells a port, which the
+// router may keep for itself, from an echo identifier.
+func (p *realm) claiming(text string, match []nft.Expr, port func(int) nft.Expr, ports bool, draw ...any) nft.Rule {
+	drawn := append([]any{match}, draw...)
+	drawn = append(drawn, nft.LookupNot(setTaken, regAddr))
+	if p.Allocation != AllocationShared || ports {
 		drawn = append(drawn, nft.LookupNot(setReserved, regPort))
 	}
 	drawn = append(drawn, nft.DynAdd(setTaken, regAddr, 0),
@@ -244,14 +252,14 @@ func (p *realm) claim(home string, a area, port func(int) nft.Expr, match []nft.
 		move(regAddr, 14), move(regPort, 15), nft.IPSaddr(0), nft.L4Proto(1), port(2))
 	if p.Mapping == MappingEndpointDependent {
 		peer := nft.Dport
-		if match != nil {
+		if !ports {
 			peer = icmpID
 		}
 		drawn = append(drawn, nft.IPDaddr(3), peer(4), nft.DynAddMap(mapEDM, 0, 14, flowTimeout))
 	} else {
 		drawn = append(drawn, nft.DynAddMap(mapEIM, 0, 14, 0))
 	}
-	return comment("with "+home+"'s address for 0.0.0.0", append(drawn, nft.Accept())...)
+	return comment(text, append(drawn, nft.Accept())...)
 }
 
 // move copies a register.

@@ -173,6 +173,51 @@ func Bitwise(reg int, mask, xor []byte) Expr {
 // Host returns a number as a register holds it.
 func Host(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
+// ShiftLeft moves the bits of a register and of the next one n to the left as
+// one number of 64 bits, of which the first register has the upper half, in
+// the host's order. What leaves the second enters the first.
+func ShiftLeft(reg int, n uint32) Expr { return shift(1, reg, 8, n) } // NFT_BITWISE_LSHIFT
+
+// ShiftRight moves the bits of a register n to the right, in the host's order.
+func ShiftRight(reg int, n uint32) Expr { return shift(2, reg, 4, n) } // NFT_BITWISE_RSHIFT
+
+// shift is what google/nftables does not write: a bitwise expression with an
+// operation. The numbers of the last two attributes are NFTA_BITWISE_OP and
+// NFTA_BITWISE_DATA.
+func shift(op uint32, reg, octets int, n uint32) Expr {
+	var b []byte
+	for i, v := range []uint32{Reg(reg), Reg(reg), uint32(octets)} {
+		b = appendAttr(b, uint16(unix.NFTA_BITWISE_SREG+i), binary.BigEndian.AppendUint32(nil, v))
+	}
+	b = appendAttr(b, 6, binary.BigEndian.AppendUint32(nil, op))
+	b = appendAttr(b, 7|unix.NLA_F_NESTED, appendAttr(nil, unix.NFTA_DATA_VALUE, Host(n)))
+	return Raw("bitwise", b)
+}
+
+// ToHost turns the port at register reg into a number in the host's order, and
+// ToNetwork a number below 65536 into a port.
+func ToHost(reg int) Expr {
+	if bigEndian {
+		return ShiftRight(reg, 16)
+	}
+	return byteorder(expr.ByteorderNtoh, reg)
+}
+
+// ToNetwork is the reverse of ToHost. On a big-endian host the next register
+// is lost.
+func ToNetwork(reg int) Expr {
+	if bigEndian {
+		return ShiftLeft(reg, 16)
+	}
+	return byteorder(expr.ByteorderHton, reg)
+}
+
+func byteorder(op expr.ByteorderOp, reg int) Expr {
+	return E(&expr.Byteorder{SourceRegister: Reg(reg), DestRegister: Reg(reg), Op: op, Len: 4, Size: 2})
+}
+
+var bigEndian = Host(1)[0] == 0
+
 // Immediate loads a constant.
 func Immediate(reg int, data []byte) Expr {
 	return E(&expr.Immediate{Register: Reg(reg), Data: data})
