@@ -199,6 +199,10 @@ func (t *Table) resolveLocked(ops []op, owner []int, refusal *nft.CommitError) e
 		if o.part.err != nil {
 			continue
 		}
+		if f.Errno == unix.EEXIST && !t.feat.update && repeats(ops, owner[f.Index]) {
+			o.kind = opRenew
+			continue
+		}
 		err := t.resolveOp(o, f)
 		if err == nil {
 			continue
@@ -209,6 +213,16 @@ func (t *Table) resolveLocked(ops []op, owner []int, refusal *nft.CommitError) e
 		o.part.err = err
 	}
 	return nil
+}
+
+// repeats reports whether a step before step i puts the same element: two
+// mappings of one transaction may share it.
+func repeats(ops []op, i int) bool {
+	e := &ops[i].elem
+	return ops[i].kind == opPut && slices.ContainsFunc(ops[:i], func(o op) bool {
+		return (o.kind == opPut || o.kind == opRenew || o.kind == opReplace) && o.part.err == nil &&
+			o.elem.Set == e.Set && bytes.Equal(o.elem.Key, e.Key) && bytes.Equal(o.elem.Value, e.Value)
+	})
 }
 
 // resolveOp changes a failed step to one that will not fail, or returns why
