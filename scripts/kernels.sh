@@ -106,7 +106,7 @@ for suite in "${suites[@]}"; do
 	printf '\n== the kernel of %s\n' "$suite"
 	kernel "$suite"
 	guest "$suite"
-	qemu-system-x86_64 -accel tcg,thread=multi -cpu max,cx16=off -smp ${PCPD_SMP:-2} -m 3072 -nic none -nographic -no-reboot \
+	qemu-system-x86_64 -accel tcg,thread=multi -cpu max,cx16=off -smp "${PCPD_SMP:-2}" -m 3072 -nic none -nographic -no-reboot \
 		-kernel "$work/$suite/root/boot/vmlinuz-$(cat "$work/$suite/version")" -initrd "$work/$suite/initrd.gz" \
 		-append "console=ttyS0 panic=-1 quiet mitigations=off" </dev/null | tee "$work/$suite/log"
 	grep -q '^guest: status 0' "$work/$suite/log" || failed+=("$suite")
