@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"pcpd/internal/control"
 	"pcpd/internal/store"
@@ -54,7 +57,10 @@ func openState(c *config, log *slog.Logger) (*state, error) {
 		level = store.Relaxed
 	}
 	st, snap, err := store.Open(c.state, level)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return nil, fmt.Errorf("--state %s: make room on that disk, or start with --durability none: %w", c.state, err)
+	case err != nil:
 		return nil, fmt.Errorf("--state %s: %w", c.state, err)
 	}
 	ck, err := continueClock(c.state)
@@ -62,7 +68,10 @@ func openState(c *config, log *slog.Logger) (*state, error) {
 		st.Close()
 		return nil, fmt.Errorf("--state %s: %w", c.state, err)
 	}
-	if snap.SetAside != "" {
+	switch {
+	case snap.Cause != nil && snap.SetAside == "":
+		log.Warn("the state file was damaged; its mappings are taken back, the epoch begins anew", "err", snap.Cause)
+	case snap.SetAside != "":
 		log.Warn("the state file was damaged; it is set aside and this start begins without it", "path", snap.SetAside, "err", snap.Cause)
 	}
 	if snap.Tightened != 0 {

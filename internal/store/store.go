@@ -62,7 +62,8 @@ type Snapshot struct {
 	EpochStart time.Time
 	// Lost says that acknowledged changes may be missing.
 	Lost bool
-	// SetAside is where a damaged file was moved to, and Cause why.
+	// SetAside is where a damaged file was moved to, and Cause why. A Cause
+	// alone is damage that the Records, which may be too few, survived.
 	SetAside string
 	Cause    error
 	// Tightened is the mode that the file had if others than its owner had
@@ -152,17 +153,19 @@ func openUnguarded(path string, level Level) (st *Store, snap Snapshot, err erro
 	if err != nil {
 		return nil, snap, err
 	}
+	snap.Cause = checkHeads(path)
 	if err = writable(path); err != nil {
 		return nil, snap, err
 	}
-	if all.open != nil {
+	if all.open != nil || snap.Cause != nil {
 		// Nobody closed it: its records are whole, but the list of its free
 		// pages has no digest. A file written anew has a good one.
 		if err = createFile(path, all, path); err != nil {
 			return nil, snap, err
 		}
 	}
-	snap = Snapshot{Tightened: snap.Tightened, Records: all.records, EpochStart: all.epoch, Lost: len(all.open) == 1 && Level(all.open[0]) == Relaxed}
+	snap.Records, snap.EpochStart = all.records, all.epoch
+	snap.Lost = snap.Cause != nil || len(all.open) == 1 && Level(all.open[0]) == Relaxed
 	db, err := openFile(path, false)
 	if err != nil {
 		return nil, snap, err
@@ -215,6 +218,7 @@ func createFile(path string, c content, from string) error {
 	}
 	db, err := openFile(tmp, false)
 	if err != nil {
+		_ = os.Remove(tmp)
 		return err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
@@ -245,6 +249,7 @@ func createFile(path string, c content, from string) error {
 		return errors.Join(meta.Put(keyVersion, []byte{formatVersion}), meta.Put(keyDigest, c.digest[:]))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
+		_ = os.Remove(tmp) // on a full disk its space is wanted
 		return fmt.Errorf("write state file: %w", err)
 	}
 	if err := os.Rename(tmp, path); err != nil {
