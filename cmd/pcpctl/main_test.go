@@ -258,7 +258,7 @@ func TestOneOfTwoIsSilent(t *testing.T) {
 	s.ns.ListenUDP("127.0.0.1:5352") // which nobody reads from
 	got := s.run("map --protocol udp --internal-port 4500 --timeout 200ms --server 127.0.0.1 --server 127.0.0.1:5352")
 	if got.code != 0 || !strings.HasPrefix(got.stdout, "udp 203.0.113.2:4500") ||
-		got.stderr != "pcpctl map: no answer from 127.0.0.1:5352 within 0.2 s\n" {
+		!regexp.MustCompile(`^pcpctl map: no answer from 127\.0\.0\.1:5352 within 0\.\d+ s\n$`).MatchString(got.stderr) {
 		t.Errorf("%+v", got)
 	}
 }
