@@ -234,7 +234,7 @@ func (p *patient) firewalls() {
 		}
 	}
 	if ok {
-		p.out.ok("no other firewall's forward chain drops its packets by policy")
+		p.out.ok("no other firewall's forward chain drops its packets by policy; single rules of other tables, which can drop them too, are not judged")
 	}
 }
 
@@ -309,7 +309,7 @@ func (p *patient) verdict() {
 	case warned:
 		p.out.ok("so it works as far as this router is concerned; mind the warnings")
 	default:
-		p.out.ok("so it works")
+		p.out.ok("so it works as far as pcpd can see")
 	}
 }
 

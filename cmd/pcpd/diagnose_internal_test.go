@@ -171,7 +171,7 @@ func TestDiagnosis(t *testing.T) {
 				return errors.New("IPv4 forwarding is off")
 			}
 		}, "problem: IPv4 forwarding is off", false},
-		{"no other firewall", nil, "ok: no other firewall's forward chain drops its packets by policy", true},
+		{"no other firewall", nil, "ok: no other firewall's forward chain drops its packets by policy; single rules of other tables, which can drop them too, are not judged", true},
 		{"another firewall", func(d *diagnosis, _ *pcpserver.Info) { otherFirewalls(&d.machine) },
 			"problem: the chain FORWARD of the table ip filter, which is not pcpd's, drops by policy and has no rule that accepts the mark 0x100, so it drops what mappings open; " +
 				"say --firewall host if that firewall is to stay, and let them pass with: nft insert rule ip filter FORWARD meta mark and 0x100 == 0x100 accept", false},
@@ -179,7 +179,7 @@ func TestDiagnosis(t *testing.T) {
 			d.machine.drops = func(uint32) ([]firewall.ForwardDrop, error) {
 				return []firewall.ForwardDrop{{Family: "ip6", Table: "filter", Chain: "FORWARD"}}, nil
 			}
-		}, "ok: no other firewall's forward chain drops its packets by policy", true},
+		}, "ok: no other firewall's forward chain drops its packets by policy; single rules of other tables, which can drop them too, are not judged", true},
 		{"firewalls unknown", func(d *diagnosis, _ *pcpserver.Info) {
 			d.machine.drops = func(uint32) ([]firewall.ForwardDrop, error) { return nil, broken }
 		}, "warning: it is unknown whether another firewall drops its packets: netlink is broken", true},
@@ -191,7 +191,7 @@ func TestDiagnosis(t *testing.T) {
 		{"service on the external address", listens(service(pcp.ProtocolUDP, "203.0.113.2:5000")),
 			"warning: a program of the router itself listens on udp port 5000", true},
 		{"services elsewhere", listens(service(pcp.ProtocolUDP, "192.168.1.1:5000"), service(pcp.ProtocolTCP, "0.0.0.0:5000"), service(pcp.ProtocolUDP, "0.0.0.0:5001")),
-			"ok: so it works", true},
+			"ok: so it works as far as pcpd can see", true},
 		{"services unknown", func(d *diagnosis, _ *pcpserver.Info) {
 			d.listening = func() ([]nat.Service, error) { return nil, broken }
 		}, "warning: it is unknown whether a program of the router listens on the same port: netlink is broken", true},
@@ -201,7 +201,7 @@ func TestDiagnosis(t *testing.T) {
 		{"flows", flowsAre([]ct.Flow{{Replied: true, Timeout: 100 * time.Second}, {Timeout: 20 * time.Second}}, nil),
 			"ok: 2 flows use it now, 1 of them in both directions; the last to end does so in 100 s if no more packets come", true},
 		{"flows unknown", flowsAre(nil, broken), "warning: it is unknown whether packets use it now: netlink is broken", true},
-		{"verdict", nil, "ok: so it works", true},
+		{"verdict", nil, "ok: so it works as far as pcpd can see", true},
 		{"verdict with warnings", flowsAre(nil, broken), "ok: so it works as far as this router is concerned; mind the warnings", true},
 		{"verdict with problems", hostIs(netif.Host{Index: 4}, nil), "problem: so it does not work", false},
 	} {
