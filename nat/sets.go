@@ -119,7 +119,6 @@ var (
 	addrType     = []nftables.SetDatatype{nft.TypeIPAddr}
 	portKeyType  = []nftables.SetDatatype{nft.TypeInetProto, nft.TypeInetService}
 	portType     = []nftables.SetDatatype{nft.TypeInetService}
-	verdictType  = []nftables.SetDatatype{nft.TypeVerdict}
 	numberType   = []nftables.SetDatatype{nft.TypeMark}
 	homeType     = []nftables.SetDatatype{nft.TypeMark, nft.TypeIPAddr}
 	firstType    = []nftables.SetDatatype{nft.TypeMark, nft.TypeInetService}

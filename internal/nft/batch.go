@@ -163,8 +163,6 @@ func commentData(s string) []byte {
 // Elem is one element of a set, or of a map if Value is not nil.
 type Elem struct {
 	Key, Value []byte
-	// Jump, in a map to verdicts, is the chain to jump to.
-	Jump string
 	// Timeout zero is a permanent element.
 	Timeout time.Duration
 	// Expires is what is left of Timeout; zero is all of it. But the kernel
@@ -256,9 +254,6 @@ func appendElem(b []byte, e Elem) []byte {
 	if e.Value != nil {
 		b = appendData(b, unix.NFTA_SET_ELEM_DATA, e.Value)
 	}
-	if e.Jump != "" {
-		b = appendJump(b, e.Jump)
-	}
 	if e.Timeout > 0 {
 		b = appendU64(b, unix.NFTA_SET_ELEM_TIMEOUT, uint64(max(e.Timeout.Milliseconds(), 1)))
 	}
@@ -266,15 +261,6 @@ func appendElem(b []byte, e Elem) []byte {
 		b = appendU64(b, unix.NFTA_SET_ELEM_EXPIRATION, uint64(max(e.Expires.Milliseconds(), 1)))
 	}
 	return end(b, elem)
-}
-
-func appendJump(b []byte, chain string) []byte {
-	b, data := nest(b, unix.NFTA_SET_ELEM_DATA)
-	b, verdict := nest(b, unix.NFTA_DATA_VERDICT)
-	jump := int32(unix.NFT_JUMP)
-	b = appendU32(b, unix.NFTA_VERDICT_CODE, uint32(jump))
-	b = appendString(b, unix.NFTA_VERDICT_CHAIN, chain)
-	return end(end(b, verdict), data)
 }
 
 func appendData(b []byte, typ uint16, data []byte) []byte {

@@ -77,6 +77,7 @@ func (c *Conn) dumpFamily(family byte, get, want uint16, table string, f func(bo
 	at := c.req.begin(get, 0)
 	c.req.buf[at+msgHeader] = family
 	if table != "" {
+		// NFTA_CHAIN_TABLE and NFTA_SET_TABLE have the same number.
 		c.req.buf = appendString(c.req.buf, unix.NFTA_RULE_TABLE, table)
 	}
 	c.req.finish(at)

@@ -41,11 +41,7 @@ func (c *Conn) Objects(table string) (Objects, error) {
 	defer c.mu.Unlock()
 	o := newObjects()
 	list := func(get, want uint16, describe func([]byte) (table, name, text string), into map[string]string) error {
-		c.req.Reset()
-		at := c.req.begin(get, 0)
-		c.req.buf = appendString(c.req.buf, 1, table) // NFTA_CHAIN_TABLE, NFTA_SET_TABLE
-		c.req.finish(at)
-		return c.read(unix.NLM_F_DUMP, want, func(body []byte) error {
+		return c.dumpFamily(family, get, want, table, func(body []byte) error {
 			if in, name, text := describe(body); in == table {
 				into[name] = text
 			}

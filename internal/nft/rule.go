@@ -264,11 +264,6 @@ func LookupMap(set string, reg, to int) Expr {
 	return E(&expr.Lookup{SourceRegister: Reg(reg), DestRegister: Reg(to), IsDestRegSet: true, SetName: set})
 }
 
-// VerdictMap is "KEY vmap @set": it goes where the map says for the key.
-func VerdictMap(set string, reg int) Expr {
-	return E(&expr.Lookup{SourceRegister: Reg(reg), DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set})
-}
-
 // DynDelete is "delete @set { key }": the packet removes the key at register
 // reg. The rule goes on if there is none.
 func DynDelete(set string, reg int) Expr {

@@ -22,7 +22,6 @@ var (
 	TypeInetService = nftables.TypeInetService
 	TypeIFName      = nftables.TypeIFName
 	TypeMark        = nftables.TypeMark
-	TypeVerdict     = nftables.TypeVerdict
 )
 
 // Set describes a set, or a map if Data is not empty.
