@@ -60,7 +60,7 @@ type Config struct {
 	// is BindInUse.
 	InUse func(protocol pcp.Protocol, addr netip.Addr, port uint16) bool
 	// Services lists what the router itself listens on, for EIF; nil is
-	// Listening. The list is read by Install and by RefreshServices.
+	// Listening. The list is read by Install, SetPools and RefreshServices.
 	Services func() ([]Service, error)
 	// Flows is the conntrack connection. The Device does not close it.
 	Flows Flows

@@ -166,8 +166,10 @@ func (d *Device) listening() map[Service]bool {
 }
 
 // RefreshServices stages what has changed of the services that the router
-// listens on. It should be called every minute or so if EIF is set; without a
-// change nothing is staged.
+// listens on. A daemon calls it every some seconds and commits: where
+// strangers reach ordinary sockets, a service that begins to listen on a port
+// that a socket was given gets nothing before that. Without a change nothing
+// is staged.
 func (d *Device) RefreshServices(_ time.Time) {
 	before, after := d.services, d.listening()
 	changed := false

@@ -56,6 +56,7 @@ func (d *Device) SetPools(now time.Time, pools []Pool) error {
 		return err
 	}
 	d.stageLayout(layout, before)
+	d.RefreshServices(now) // other addresses, or others open to strangers
 	for _, b := range d.bindings {
 		// Renew: the kernel has it with a timeout if the host has flows.
 		if b.home = d.displaced(b); b.home != nil {
