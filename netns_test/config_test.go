@@ -55,6 +55,32 @@ func TestConfig(t *testing.T) {
 	d.start()
 	c.mapped("udp", 5002)
 	c.refuse(pcp.ResultUserExQuota, mapRequest(pcp.ProtocolUDP, 5003))
+	// What a restart would refuse, a reload refuses whole.
+	for _, tt := range []struct{ text, want string }{
+		{"", "pcpd.toml: the key internal is missing"},
+		{"internal = ['lan0', 'lan7']\nexternal = 'wan0'\n", "internal: there is no network interface lan7"},
+		{"internal = ['lan0']\nexternal = 'wan0/0'\n", "is no name of a network interface"},
+		{"internal = ['lan0']\nexternal = 'wan0'\nexternal-address = '192.168.1.9'\n", "--external-address 192.168.1.9 is in the network 192.168.1.0/24 of lan0"},
+	} {
+		if err := os.WriteFile(file, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, status := pcpctl(t, lab.Router, "reload", "--control", d.socket); status != 1 || !strings.Contains(out, tt.want) {
+			t.Errorf("the reload of %q ends with %d, want 1 and %q in:\n%s", tt.text, status, tt.want, out)
+		}
+	}
+	// A WAN that is yet to come is none of those.
+	write("quota = 2\nexternal-address = '192.0.2.7'\n")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(strings.Replace(string(text), nstest.WAN, "ppp7", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, status := pcpctl(t, lab.Router, "reload", "--control", d.socket); status != 0 || !strings.Contains(out, "restart pcpd to change external, ") {
+		t.Errorf("the reload ends with %d:\n%s", status, out)
+	}
 	d.stop(syscall.SIGTERM)
 
 	before := lab.Router.Run("nft", "list", "tables")

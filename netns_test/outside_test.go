@@ -200,6 +200,52 @@ func TestOneOfTwoAddresses(t *testing.T) {
 	}
 }
 
+// configureWAN gives the router's WAN what it loses by being down.
+func configureWAN(lab *nstest.Lab) {
+	lab.Router.IP("addr add "+nstest.RouterWAN6+"/64 dev "+nstest.WAN+" nodad",
+		"route replace default via "+nstest.OutsideAddr, "route replace default via "+nstest.OutsideAddr6)
+}
+
+// makeWAN makes the router's WAN anew.
+func makeWAN(t *testing.T, lab *nstest.Lab) {
+	t.Helper()
+	nstest.Pair(t, lab.Router, nstest.WAN, lab.Switch, "p0")
+	lab.Switch.IP("link set p0 master sw0")
+	lab.Router.Addr(nstest.WAN, nstest.RouterWAN+"/24")
+	configureWAN(lab)
+	for _, n := range []*nstest.NS{lab.Outside, lab.Outside2} {
+		n.IP("neigh flush all") // the new interface has another link-layer address
+	}
+}
+
+// The daemon starts before the WAN is there, as a PPP session that is dialed
+// later. One line says so; what needs no external address is granted, and the
+// rest once there is one.
+func TestStartBeforeTheWAN(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	lab.Router.IP("link del " + nstest.WAN)
+	d := startDaemon(t, lab)
+	serve(t, lab.Inside, "udp", nstest.InsideAddr, 5000)
+	serve(t, lab.Inside, "udp", nstest.InsideAddr6, 5000)
+	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+	c.refuse(pcp.ResultNetworkFailure, mapRequest(pcp.ProtocolUDP, 5000))
+	at6 := newClient(t, lab.Inside, nstest.InsideAddr6, nstest.RouterLAN6).mapped("udp", 5000).String()
+	if log := d.proc.Output(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "there is no network interface wan0 yet; until it comes and has an IPv4 address") {
+		t.Errorf("want one warning:\n%s", log)
+	}
+	makeWAN(t, lab)
+	nstest.Eventually(t, patience, "the external address is known", func() bool {
+		return strings.Contains(d.proc.Output(), `to=`+nstest.RouterWAN)
+	})
+	reached(t, lab.Outside, "udp", "", c.mapped("udp", 5000).String())
+	reached(t, lab.Outside, "udp", "", at6)
+	if !strings.Contains(d.proc.Output(), "the interface wan0 is there now") {
+		t.Errorf("nothing of wan0 in the log:\n%s", d.proc.Output())
+	}
+	d.stop(syscall.SIGTERM)
+}
+
 // The WAN goes down and up, and is made anew with another index, as by a PPP
 // session; so is the LAN.
 func TestInterfacesComeBack(t *testing.T) {
@@ -233,13 +279,8 @@ func TestInterfacesComeBack(t *testing.T) {
 		c.mapped("udp", 5002) // it answers
 		c.grant(lasting(mapRequest(pcp.ProtocolUDP, 5002), 0))
 	}
-	wan := func() {
-		lab.Router.IP("addr add "+nstest.RouterWAN6+"/64 dev "+nstest.WAN+" nodad",
-			"route replace default via "+nstest.OutsideAddr, "route replace default via "+nstest.OutsideAddr6)
-	}
-
 	lab.Router.IP("link set "+nstest.WAN+" down", "link set "+nstest.WAN+" up")
-	wan()
+	configureWAN(lab)
 	works("after the WAN was down")
 	if !strings.Contains(lab.Router.Run("ip", "-4", "addr", "show", nstest.WAN), nstest.RouterWAN) {
 		t.Fatal("the WAN has lost its address by being down")
@@ -251,13 +292,7 @@ func TestInterfacesComeBack(t *testing.T) {
 		return strings.Contains(d.proc.Output(), `to=""`)
 	})
 	c.refuse(pcp.ResultNetworkFailure, mapRequest(pcp.ProtocolUDP, 5002))
-	nstest.Pair(t, lab.Router, nstest.WAN, lab.Switch, "p0")
-	lab.Switch.IP("link set p0 master sw0")
-	lab.Router.Addr(nstest.WAN, nstest.RouterWAN+"/24")
-	wan()
-	for _, n := range []*nstest.NS{lab.Outside, lab.Outside2} {
-		n.IP("neigh flush all") // the new interface has another link-layer address
-	}
+	makeWAN(t, lab)
 	if now := index(nstest.WAN); now == old {
 		t.Fatalf("the new WAN has the old index %s", now)
 	}

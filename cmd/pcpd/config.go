@@ -102,7 +102,7 @@ func (p *problems) applyConfig(f *pflag.FlagSet, file string, text []byte) {
 	if len(p.errs) > known {
 		return
 	}
-	p.flags, p.origin = f, origin
+	p.flags, p.origin, p.file = f, origin, file
 	for name := range origin {
 		for _, word := range words[name] {
 			if err := f.Set(name, word); err != nil {

@@ -53,20 +53,31 @@ func (m machine) examine(c *config) []control.Finding {
 		out.split(err)
 		m.examineFirewalls(c, &out)
 	}
-	for _, name := range append(slices.Clone(c.internal), c.external) {
-		switch i := m.interfaces(name); {
-		case i.Index == 0:
-			out.problem("there is no network interface %s", name)
-		case !i.Up:
-			out.warn("the interface %s is down", name)
-		}
-	}
+	m.examineInterfaces(c, &out)
 	out.split(m.forwarding(c.servesFamily(true), c.servesFamily(false), append(slices.Clone(c.internal), c.external)...))
 	m.examineAddresses(c, &out)
 	for _, w := range c.warnings {
 		out.warn("%s", w)
 	}
 	return out
+}
+
+// examineInterfaces looks whether the interfaces are there. The external one may
+// come later, as that of a PPP session does; without an internal one nobody
+// could ask.
+func (m machine) examineInterfaces(c *config, out *findings) {
+	for _, name := range append(slices.Clone(c.internal), c.external) {
+		switch i := m.interfaces(name); {
+		case i.Index == 0 && name != c.external:
+			out.problem("there is no network interface %s", name)
+		case i.Index == 0 && c.followsExternal():
+			out.warn("there is no network interface %s yet; until it comes and has an IPv4 address, IPv4 requests are answered with NETWORK_FAILURE", name)
+		case i.Index == 0:
+			out.warn("there is no network interface %s yet; mappings carry nothing until it comes", name)
+		case !i.Up:
+			out.warn("the interface %s is down", name)
+		}
+	}
 }
 
 // examineFirewalls looks for other firewalls that would drop what mappings

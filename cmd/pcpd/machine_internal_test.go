@@ -88,7 +88,12 @@ func TestExamine(t *testing.T) {
 			m.drops = func(uint32) ([]firewall.ForwardDrop, error) { return nil, errors.New("no idea") }
 		}, []string{"warning: unknown whether another firewall drops what mappings open: no idea"}},
 		{"interfaces missing", "--internal lan0 lan9 --external wan9", func(*machine) {}, []string{
-			"problem: there is no network interface lan9", "problem: there is no network interface wan9"}},
+			"problem: there is no network interface lan9",
+			"warning: there is no network interface wan9 yet; until it comes and has an IPv4 address, IPv4 requests are answered with NETWORK_FAILURE"}},
+		{"external interface missing", "--internal lan0 --external ppp0 --external-address 198.51.100.1", func(*machine) {}, []string{
+			"warning: there is no network interface ppp0 yet; mappings carry nothing until it comes"}},
+		{"external interface missing, IPv6 only", "--internal lan0 --external ppp0 --mode fw6", func(*machine) {}, []string{
+			"warning: there is no network interface ppp0 yet; mappings carry nothing until it comes"}},
 		{"forwarding", base, func(m *machine) {
 			m.forwarding = func(ipv4, ipv6 bool, names ...string) error {
 				if !ipv4 || !ipv6 || len(names) != 2 {
@@ -208,7 +213,7 @@ func TestTellPresence(t *testing.T) {
 	for _, step := range []struct {
 		index int
 		want  string
-	}{{4, ""}, {4, ""}, {0, "the interface wan0 is gone"}, {0, ""}, {9, "the interface wan0 is back"}, {9, ""}, {11, "the interface wan0 was made anew"}} {
+	}{{4, ""}, {4, ""}, {0, "the interface wan0 is gone"}, {0, ""}, {9, "the interface wan0 is there now"}, {9, ""}, {11, "the interface wan0 was made anew"}} {
 		buf.Reset()
 		d.tellPresence(func(name string) netif.Interface {
 			if name == "wan0" {

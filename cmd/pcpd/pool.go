@@ -102,7 +102,7 @@ func presence(name string, was, is int) string {
 	case is == 0:
 		return "the interface " + name + " is gone; mappings wait for it"
 	case was == 0:
-		return "the interface " + name + " is back"
+		return "the interface " + name + " is there now"
 	}
 	return "the interface " + name + " was made anew"
 }

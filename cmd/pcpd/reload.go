@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"pcpd/internal/control"
+	"pcpd/internal/netif"
 )
 
 // current is the configuration in force: d.cfg with what was reloaded.
@@ -39,16 +40,8 @@ func (d *daemon) reload(context.Context) (control.Reload, error) {
 		is.pools, is.pool, is.externalAddresses = was.pools, was.pool, was.externalAddresses
 		restart = append(restart, "external-address")
 	}
-	var wrong []error
-	var found findings
-	d.machine.examineAddresses(&is, &found)
-	for _, f := range found {
-		if f.Level == control.LevelProblem {
-			wrong = append(wrong, errors.New(f.Text))
-		}
-	}
-	if len(wrong) > 0 {
-		return control.Reload{}, oneSentence(errors.Join(wrong...))
+	if err := d.possible(&is, said); err != nil {
+		return control.Reload{}, err
 	}
 	var did []string
 	if !slices.Equal(is.natLogs, was.natLogs) {
@@ -76,6 +69,39 @@ func (d *daemon) reload(context.Context) (control.Reload, error) {
 	}
 	d.log.Info("configuration read again: " + out.Text)
 	return out, nil
+}
+
+// possible returns why is, which would be in force now, or said, which would be
+// after a restart, does not suit this machine. An interface that was named
+// before may be away for the moment.
+func (d *daemon) possible(is, said *config) error {
+	var found findings
+	d.machine.examineAddresses(is, &found)
+	after := d.machine
+	if !slices.Equal(said.internal, is.internal) || said.external != is.external {
+		look, err := netif.Open(netif.Config{Names: append([]string{said.external}, said.internal...)})
+		if err != nil {
+			return err
+		}
+		defer look.Close()
+		after.interfaces, after.own = look.Interface, look.Own
+		for _, name := range said.internal {
+			if !slices.Contains(is.internal, name) && look.Interface(name).Index == 0 {
+				found.problem("internal: there is no network interface %s", name)
+			}
+		}
+	}
+	after.examineAddresses(said, &found)
+	var wrong []error
+	for _, f := range found {
+		if err := errors.New(f.Text); f.Level == control.LevelProblem && !slices.ContainsFunc(wrong, func(e error) bool { return e.Error() == f.Text }) {
+			wrong = append(wrong, err)
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return oneSentence(errors.Join(wrong...))
 }
 
 // samePools reports whether two configurations have the same pools.

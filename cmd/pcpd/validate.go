@@ -28,6 +28,7 @@ type problems struct {
 	// Flags that were typed are not in it.
 	origin map[string]string
 	flags  *pflag.FlagSet // not nil if there is an origin
+	file   string         // the configuration file, "" without one
 	pools  []*poolTable
 }
 
@@ -124,17 +125,27 @@ func (p *problems) interfaces(c *config, r *raw) {
 		}
 	}
 	if len(c.internal) == 0 {
-		p.add("--internal is required: name the interface whose hosts are to be served")
+		p.required("internal", "the interface whose hosts are to be served")
 	}
 	c.external = r.external
 	switch {
 	case c.external == "":
-		p.add("--external is required: name the interface towards the rest of the world")
+		p.required("external", "the interface towards the rest of the world")
 	case slices.Contains(c.internal, c.external):
 		p.add("--external %s is also given as --internal: an external interface is never internal", c.external)
 	default:
 		p.interfaceName("external", c.external)
 	}
+}
+
+// required says that a flag is missing, in the words of the configuration file
+// if there is one.
+func (p *problems) required(flag, what string) {
+	if p.file != "" && p.origin[flag] == "" {
+		p.add("%s: the key %s is missing, and no flag says it either: name %s", p.file, flag, what)
+		return
+	}
+	p.add("--%s is required: name %s", flag, what)
 }
 
 // interfaceName checks what the kernel would not accept as a name either.
