@@ -14,6 +14,9 @@ import (
 type Intrusion struct {
 	// What says what was done to it.
 	What string
+	// Elements: elements were deleted, or notices lost, and as far as is known
+	// nothing else happened.
+	Elements bool
 	// Process and PID are whose it was, as far as the kernel says; zero if
 	// it does not.
 	Process string
@@ -81,10 +84,10 @@ func (t *Table) watch(ctx context.Context, found func(Intrusion)) error {
 					ours, what = true, ""
 				}
 				if what != "" {
-					found(Intrusion{What: what, Process: c.Process, PID: c.PID})
+					found(Intrusion{What: what, Elements: what == harm[unix.NFT_MSG_DELSETELEM], Process: c.Process, PID: c.PID})
 				}
 				what = ""
-			case c.Table == TableName && harm[c.Type] != "" && (what == "" || c.Type == unix.NFT_MSG_DELTABLE):
+			case c.Table == TableName && harm[c.Type] != "" && (what == "" || what == harm[unix.NFT_MSG_DELSETELEM] || c.Type == unix.NFT_MSG_DELTABLE):
 				what = harm[c.Type]
 			}
 		})
@@ -93,7 +96,7 @@ func (t *Table) watch(ctx context.Context, found func(Intrusion)) error {
 			return nil
 		case errors.Is(err, nft.ErrOverrun):
 			what = ""
-			found(Intrusion{What: "notices of changes were lost"})
+			found(Intrusion{What: "notices of changes were lost", Elements: true})
 		case err != nil:
 			return err
 		}

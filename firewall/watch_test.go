@@ -53,6 +53,7 @@ func TestWatch(t *testing.T) {
 	}
 	for _, tt := range []struct{ command, what string }{
 		{"delete element inet pcpd pin4a { 192.0.2.200 }", "an element was deleted"},
+		{"add element inet pcpd pin4a { 192.0.2.201 }\ndelete element inet pcpd pin4a { 192.0.2.201 }\nadd rule inet pcpd forward drop", "a rule was added"},
 		{"add rule inet pcpd forward drop", "a rule was added"},
 		{"flush chain inet pcpd forward", "a rule was deleted"},
 		{"add table inet pcpd { flags dormant; }", "the table was switched off or made anew"},
@@ -61,7 +62,7 @@ func TestWatch(t *testing.T) {
 		n.NFT(tt.command)
 		select {
 		case i := <-found:
-			if i.What != tt.what || i.Process != "nft" || i.PID == 0 {
+			if i.What != tt.what || i.Elements != (tt.what == "an element was deleted") || i.Process != "nft" || i.PID == 0 {
 				t.Errorf("%s: %v, want %q by nft", tt.command, i, tt.what)
 			}
 		case <-time.After(late):

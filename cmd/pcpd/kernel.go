@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"time"
 
 	"pcpd/firewall"
@@ -136,108 +134,6 @@ func (p *dataPath) setPools(pools []nat.Pool, now time.Time) error {
 		return err
 	}
 	return p.table.Commit(now, nil)
-}
-
-// verifyInterval is how often the table is looked at without a reason.
-const verifyInterval = time.Second
-
-// run looks after the table until ctx ends: mend is called when another
-// program has changed it, and must put everything back. reconcile puts every
-// mapping into the kernel again.
-func (p *dataPath) run(ctx context.Context, mend func(context.Context) (*firewall.Review, error),
-	reconcile func(context.Context, time.Duration) (int, error)) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var parts sync.WaitGroup
-	defer parts.Wait()
-	defer cancel()
-	notices := make(chan firewall.Intrusion, 1)
-	parts.Go(func() {
-		err := p.table.Watch(ctx, func(i firewall.Intrusion) {
-			select {
-			case notices <- i:
-			default: // one is enough
-			}
-		})
-		if err != nil {
-			p.log.Warn("changes of the table by other programs are noticed late", "err", err)
-		}
-	})
-	r := &reviewer{log: p.log, table: p.table, reconcile: reconcile}
-	parts.Go(func() { r.run(ctx, p.adopted) })
-	tick := time.NewTicker(verifyInterval)
-	defer tick.Stop()
-	var pause backoff
-	var due <-chan time.Time
-	noticed := func(what string) {
-		if due == nil {
-			wait := pause.next(time.Now())
-			p.log.Warn("another program has changed the table inet "+firewall.TableName+"; it is put right", "what", what, "wait", wait)
-			due = time.After(wait)
-		}
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case i := <-notices:
-			noticed(i.String())
-		case <-tick.C:
-			switch err := p.table.Verify(); {
-			case errors.Is(err, firewall.ErrTableGone):
-				noticed(err.Error())
-			case err != nil:
-				p.log.Warn("the table could not be looked at", "err", err)
-			}
-		case <-due:
-			due = nil
-			select {
-			case <-notices: // of what is put right now
-			default:
-			}
-			began := time.Now()
-			review, err := mend(ctx)
-			pause.done(time.Now())
-			if err != nil {
-				p.log.Error("the table could not be put right; trying again", "err", err)
-				due = time.After(pause.next(time.Now()))
-				continue
-			}
-			p.log.Info("the table is put right", "took", time.Since(began).Round(time.Microsecond))
-			if review != nil {
-				parts.Go(func() {
-					if err := r.reap(ctx, review); err != nil && ctx.Err() == nil {
-						p.log.Warn(err.Error())
-					}
-				})
-			}
-		}
-	}
-}
-
-// backoff keeps the daemon from a war with a program that destroys the table
-// again and again.
-type backoff struct {
-	wait time.Duration // after the last time
-	last time.Time
-}
-
-const (
-	minBackoff = 250 * time.Millisecond
-	maxBackoff = 30 * time.Second
-	calm       = time.Minute // without which the next time is not the first
-)
-
-// next returns how long to wait at now.
-func (b *backoff) next(now time.Time) time.Duration {
-	if b.last.IsZero() || now.Sub(b.last) > calm {
-		b.wait = 0
-	}
-	return max(0, b.wait-now.Sub(b.last))
-}
-
-// done notes that the table was put right at now.
-func (b *backoff) done(now time.Time) {
-	b.last, b.wait = now, min(max(2*b.wait, minBackoff), maxBackoff)
 }
 
 // examine says what the kernel can do, and whether the table is in it.

@@ -27,7 +27,7 @@ func TestBackoff(t *testing.T) {
 	if wait := b.next(now.Add(maxBackoff)); wait != 0 {
 		t.Errorf("after the wait: %v", wait)
 	}
-	now = now.Add(calm + 1)
+	now = now.Add(defaultCalm + 1)
 	if wait := b.next(now); wait != 0 {
 		t.Errorf("after a calm: %v", wait)
 	}
