@@ -81,6 +81,7 @@ func (d *Device) pickInBlock(now time.Time, m *pcp.Mapping, p *realm, addr netip
 	}
 	for _, block := range blocks {
 		if !block.IsValid() {
+			d.refused(now, p, m, EventAddressesExhausted, addr)
 			return netip.AddrPort{}, pcp.NewError(pcp.ResultNoResources, "no block of ports is free")
 		}
 		port, ok := d.alloc.draw(now, m.Protocol, block.Addr(), p.block(block.Port()), func(port uint16) bool {
@@ -90,6 +91,7 @@ func (d *Device) pickInBlock(now time.Time, m *pcp.Mapping, p *realm, addr netip
 			return netip.AddrPortFrom(block.Addr(), port), nil
 		}
 	}
+	d.refused(now, p, m, EventPortsExhausted, addr)
 	return netip.AddrPort{}, pcp.NewError(pcp.ResultUserExQuota, "all ports that the subscriber may have are in use")
 }
 

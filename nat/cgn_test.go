@@ -44,6 +44,18 @@ func (e *events) count(kind nat.EventKind) (n int) {
 	return n
 }
 
+// quota waits for the event that the inside host has all of a quota.
+func (e *events) quota(t *testing.T, q nat.Quota, limit int) {
+	t.Helper()
+	nstest.Eventually(t, wait, "the quota of "+q.String()+" to be told of", func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return slices.ContainsFunc(e.list, func(ev nat.Event) bool {
+			return ev.Kind == nat.EventQuotaExceeded && ev.Quota == q && ev.Limit == limit && ev.Subscriber == netip.MustParseAddr(nstest.InsideAddr)
+		})
+	})
+}
+
 // watch runs Watch until the test ends.
 func (b *bench) watch(t *testing.T) {
 	t.Helper()
@@ -134,7 +146,12 @@ func TestBlocks(t *testing.T) {
 	if n := len(blocksOf(t, 64, append(seen, full...))); n != 2 {
 		t.Errorf("%d blocks of 2", n)
 	}
-	nstest.Eventually(t, wait, "ports exhausted", func() bool { return ev.count(nat.EventPortsExhausted) > 0 })
+	ev.quota(t, nat.QuotaPorts, 128)
+	before := ev.count(nat.EventQuotaExceeded)
+	_, err = b.try(mapping(udp, "192.168.1.10:7999", ""), 0)
+	if n := ev.count(nat.EventQuotaExceeded) - before; err != nil && n != 1 {
+		t.Errorf("a mapping is refused with %v and %d events", err, n)
+	}
 
 	host := netip.MustParseAddr(nstest.InsideAddr)
 	listed := 0
@@ -291,9 +308,11 @@ func TestLimits(t *testing.T) {
 		name     string
 		pool     nat.Pool
 		at, most int
+		quota    nat.Quota
+		limit    int
 	}{
-		{"flows", nat.Pool{MaxFlows: 10}, 30, 10},
-		{"rate", nat.Pool{FlowRate: 5}, 60, 30},
+		{"flows", nat.Pool{MaxFlows: 10}, 30, 10, nat.QuotaFlows, 10},
+		{"rate", nat.Pool{FlowRate: 5}, 60, 30, nat.QuotaFlowRate, 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var ev events
@@ -316,7 +335,10 @@ func TestLimits(t *testing.T) {
 			}) {
 				t.Error("no ICMP error for what is over the limit")
 			}
-			nstest.Eventually(t, wait, "quota exceeded", func() bool { return ev.count(nat.EventQuotaExceeded) > 0 })
+			ev.quota(t, tt.quota, tt.limit)
+			if n := ev.count(nat.EventQuotaExceeded); n != 1 {
+				t.Errorf("%d events of one subscriber at once", n)
+			}
 			b.list()
 		})
 	}

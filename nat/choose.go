@@ -65,6 +65,7 @@ func (d *Device) pick(now time.Time, m *pcp.Mapping) (netip.AddrPort, error) {
 		return d.grantable(now, m, netip.AddrPortFrom(addr, port))
 	})
 	if !ok {
+		d.refused(now, p, m, EventPortsExhausted, addr)
 		return netip.AddrPort{}, pcp.NewError(pcp.ResultNoResources, "no external port is free")
 	}
 	return netip.AddrPortFrom(addr, port), nil

@@ -43,15 +43,28 @@ func (d *Device) Serves(internal, external netip.Addr) bool { return d.has(inter
 // home returns the one external address of a subscriber: that of its flows and
 // mappings, or else what the kernel will give it.
 func (d *Device) home(p *realm, host netip.Addr) netip.Addr {
-	if p.Allocation == AllocationDeterministic {
+	return p.home(host, func() []byte {
+		value, _, found, err := d.table.Lookup(mapHome, addrValue(host))
+		if err != nil || !found {
+			return nil
+		}
+		return value
+	})
+}
+
+// home is Device.home, with what looks the host up in home4; nil is what it
+// returns for a host that is not there.
+func (p *realm) home(host netip.Addr, lookup func() []byte) netip.Addr {
+	switch {
+	case p.Allocation == AllocationDeterministic:
 		addr, _, _ := p.portsOf(p.addrs, host)
 		return addr
-	}
-	if len(p.addrs) == 1 {
+	case len(p.addrs) == 0:
+		return netip.Addr{}
+	case len(p.addrs) == 1:
 		return p.addrs[0]
 	}
-	value, _, found, err := d.table.Lookup(mapHome, addrValue(host))
-	if addr := parseHome(value); err == nil && found && p.addrs.contains(addr) {
+	if addr := parseHome(lookup()); p.addrs.contains(addr) {
 		return addr
 	}
 	return p.addrs.of(host)

@@ -192,9 +192,11 @@ func TestOrdinaryFlowsLeaveMappedPortsAlone(t *testing.T) {
 // E-60: when no port is left the socket is refused with ICMP host unreachable
 // and MAP with NO_RESOURCES; what exists stays.
 func TestExhaustion(t *testing.T) {
-	b := newBench(t, func(n *nat.Config, _ *firewallConfig) {
+	var ev events
+	b := newBench(t, ev.option, func(n *nat.Config, _ *firewallConfig) {
 		n.Reserved = []nat.PortRange{{First: 1024, Last: 65535}}
 	})
+	b.watch(t)
 	errs := listenICMP(t, b.Inside)
 	if _, err := b.Inside.DialUDP("192.168.1.10:5000", echo1).Write([]byte("x")); err != nil {
 		t.Fatal(err)
@@ -207,6 +209,13 @@ func TestExhaustion(t *testing.T) {
 	}
 	_, err := b.try(mapping(udp, "192.168.1.10:5000", ""), 0)
 	wantResult(t, err, pcp.ResultNoResources)
+	// The flow and the mapping are told of, with the address.
+	nstest.Eventually(t, wait, "exhausted ports to be told of", func() bool { return ev.count(nat.EventPortsExhausted) == 2 })
+	for _, e := range ev.list {
+		if e.External.String() != nstest.RouterWAN || e.Protocol != udp {
+			t.Errorf("event %+v", e)
+		}
+	}
 	// B-18: a low port can be had by asking for it.
 	if got := b.add(mapping(udp, "192.168.1.10:5000", "0.0.0.0:80")); got != "203.0.113.2:80" {
 		t.Errorf("external endpoint is %s", got)

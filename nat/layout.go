@@ -69,6 +69,7 @@ func (r *rules) layout(fixed, untranslated []nft.Elem) *layout {
 	l.chains[chainExhausted] = r.refuse(logPorts)
 	l.chains[chainNoBlock] = r.refuse(logBlocks)
 	l.chains[chainOver] = r.refuse(logQuota)
+	l.chains[chainFast] = r.refuse(logRate)
 	l.chains[chainConflict], l.chains[chainClash], l.chains[chainAddrOnly] = nil, nil, nil
 	for _, p := range r.pools {
 		r.addPool(l, p)

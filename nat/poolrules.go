@@ -30,13 +30,14 @@ const (
 	logPorts  = "pcpd ports exhausted"
 	logBlocks = "pcpd addresses exhausted"
 	logQuota  = "pcpd quota exceeded"
+	logRate   = "pcpd rate exceeded"
 )
 
 // refuse refuses a socket for which there is nothing: existing mappings are
 // not evicted (RFC 6888, REQ-11).
 func (r *rules) refuse(log string) (list []nft.Rule) {
 	if r.events {
-		list = append(list, nft.R(nft.Rate(5), nft.Log(logGroup, log, logOctets)))
+		list = append(list, tell(log))
 	}
 	return append(list, nft.R(nft.IPv4(), nft.Counter(), nft.E(&expr.Reject{
 		Type: unix.NFT_REJECT_ICMP_UNREACH, Code: r.code})))
@@ -48,7 +49,7 @@ func (r *rules) limits(l *layout, p *realm) {
 	if p.FlowRate > 0 {
 		l.sets = append(l.sets, nft.Set{Name: p.rateSet(), Key: addrType, Dynamic: true, HasTimeout: true,
 			Timeout: rateTimeout, Size: maxHomes, GCInterval: gcInterval})
-		list = append(list, nft.R(nft.IPSaddr(0), nft.DynOverRate(p.rateSet(), 0, uint64(p.FlowRate), uint32(2*p.FlowRate)), nft.Goto(chainOver)))
+		list = append(list, nft.R(nft.IPSaddr(0), nft.DynOverRate(p.rateSet(), 0, uint64(p.FlowRate), uint32(2*p.FlowRate)), nft.Goto(chainFast)))
 	}
 	if p.MaxFlows > 0 {
 		l.sets = append(l.sets, nft.Set{Name: p.flowSet(), Key: addrType, Dynamic: true, Size: maxHomes})

@@ -28,6 +28,8 @@ const (
 	setService  = "service4" // protocol . port on which the router itself listens
 	setStray    = "stray4"   // protocol . port of inbound packets that no mapping took
 
+	setTold = "told4" // subscriber . kind of event of which Watch was told a moment ago
+
 	setUntranslated = "untranslated4" // destinations that see internal addresses
 	setOpenEIF      = "eifaddr4"      // external addresses of pools by filtering behavior
 	setOpenADF      = "adfaddr4"
@@ -62,6 +64,7 @@ const (
 	chainLearn       = "learn4"
 	chainNoBlock     = "exhausted4-blocks"
 	chainOver        = "exceeded4"
+	chainFast        = "exceeded4-rate"
 	chainAddrOnly    = "snat4-address" // translates the address alone
 )
 
@@ -92,6 +95,12 @@ const (
 	homeTimeout = 24 * time.Hour
 	// rateTimeout is how long a subscriber's rate of new flows is remembered.
 	rateTimeout = time.Minute
+	// toldTimeout is how long a subscriber's refused flows are not told of
+	// again, maxTold bounds the subscribers of whom that is remembered.
+	toldTimeout = time.Minute
+	maxTold     = 1 << 16
+	// toldRate bounds the refusals told of in a second.
+	toldRate = 50
 	// maxHomes bounds the subscribers, maxBlocksInUse their blocks.
 	maxHomes, maxBlocksInUse = 1 << 20, 1 << 20
 	// tries is how often a port is drawn of all ports of an address, blockTries
@@ -150,6 +159,7 @@ func sets() []nft.Set {
 		dynamic(setBlockTaken, valueType, nil, maxBlocksInUse),
 		dynamic(setBlockLive, valueType, nil, maxBlocksInUse),
 		dynamic(setBlockTCP, valueType, nil, maxBlocksInUse),
+		dynamic(setTold, blockKeyType, nil, maxTold),
 		{Name: setUntranslated, Key: addrType, Interval: true},
 		{Name: setOpenEIF, Key: addrType},
 		{Name: setOpenADF, Key: addrType},

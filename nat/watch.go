@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -157,12 +158,29 @@ func (d *Device) logged(conn *nft.Conn, m netlink.Message) {
 	if p == nil {
 		return
 	}
-	kind := map[string]EventKind{logPorts: EventPortsExhausted, logBlocks: EventAddressesExhausted, logQuota: EventQuotaExceeded}[prefix]
-	now := time.Now()
-	switch {
-	case kind != 0:
-		d.event(Event{Time: now, Kind: kind, Pool: p.Name, Subscriber: host, Protocol: protocol})
-	case prefix == logBlock:
+	e := Event{Time: time.Now(), Pool: p.Name, Subscriber: host, Protocol: protocol}
+	now := e.Time
+	switch prefix {
+	case logPorts, logBlocks:
+		e.Kind = EventPortsExhausted
+		if prefix == logBlocks {
+			e.Kind = EventAddressesExhausted
+		}
+		e.External = p.home(host, func() []byte {
+			found, ok, err := conn.GetElement(firewall.TableName, mapHome, addrValue(host))
+			if err != nil || !ok {
+				return nil
+			}
+			return found.Value
+		})
+		d.event(p.whose(e))
+	case logQuota:
+		e.Kind, e.Quota, e.Limit = EventQuotaExceeded, QuotaFlows, p.MaxFlows
+		d.event(e)
+	case logRate:
+		e.Kind, e.Quota, e.Limit = EventQuotaExceeded, QuotaFlowRate, p.FlowRate
+		d.event(e)
+	case logBlock:
 		for n := range p.MaxBlocks {
 			e, found, err := conn.GetElement(firewall.TableName, mapBlocks, blockKey(host, n))
 			if addr, first := parseBlock(e.Value); err == nil && found {
@@ -170,6 +188,29 @@ func (d *Device) logged(conn *nft.Conn, m netlink.Message) {
 			}
 		}
 	}
+}
+
+// whose makes of exhausted ports that are all that one subscriber may have the
+// event of its quota.
+func (p *realm) whose(e Event) Event {
+	if e.Kind == EventPortsExhausted && p.Allocation != AllocationShared {
+		e.Kind, e.Quota, e.Limit, e.External = EventQuotaExceeded, QuotaPorts, p.MaxBlocks*p.BlockSize, netip.Addr{}
+	}
+	return e
+}
+
+// refused tells that a client cannot have an external port.
+func (d *Device) refused(now time.Time, p *realm, m *pcp.Mapping, kind EventKind, external netip.Addr) {
+	d.event(p.whose(Event{Time: now, Kind: kind, Pool: p.Name, Subscriber: m.Internal.Addr(), External: external, Protocol: m.Protocol}))
+}
+
+// tell writes the rule that tells Watch of a subscriber's refused flow, unless
+// it was told of one a moment ago: who is refused a thousand times a second
+// must not hide others.
+func tell(log string) nft.Rule {
+	kind := uint32(slices.Index([]string{logPorts, logBlocks, logQuota, logRate}, log))
+	return nft.R(nft.IPv4(), nft.IPSaddr(regKey), nft.Immediate(regKey+1, nft.Host(kind)), nft.LookupNot(setTold, regKey),
+		nft.Rate(toldRate), nft.DynAdd(setTold, regKey, toldTimeout), nft.Log(logGroup, log, logOctets))
 }
 
 // parseLog reads the rule's prefix and the packet's source and protocol.

@@ -15,6 +15,7 @@ import (
 
 	"pcpd/internal/control"
 	"pcpd/internal/nstest"
+	"pcpd/pcp"
 )
 
 // pooled is a daemon with a configuration file that can be changed.
@@ -305,11 +306,17 @@ func TestNATLogIPFIX(t *testing.T) {
 	dir := t.TempDir()
 	nfcapd := lab.Outside.Start("nfcapd", "-w", dir, "-p", "4739", "-t", "3600")
 	nstest.Eventually(t, patience, "nfcapd listens", func() bool { return strings.Contains(lab.Outside.Run("ss", "-Hlun"), ":4739 ") })
-	d := startPools(t, lab, twoPools, "--nat-log", "ipfix=udp://"+nstest.OutsideAddr)
+	// The office has one port of each of three addresses.
+	d := startPools(t, lab, twoPools+"ports = \"2048-2048\"\n", "--nat-log", "ipfix=udp://"+nstest.OutsideAddr, "--quota", "1")
 	server := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 9000).String()
+	office := sameSocket(t, lab.Inside2.ListenUDP(nstest.Inside2Addr+":4000"), server)
+	notReached(t, lab.Inside2, "udp", "", server)
+	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
 	seen := sameSocket(t, lab.Inside.ListenUDP(nstest.InsideAddr+":4000"), server)
-	mapped := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN).mapped("udp", 5000)
+	mapped := c.mapped("udp", 5000)
+	c.refuse(pcp.ResultUserExQuota, mapRequest(pcp.ProtocolUDP, 5001))
 	mustPcpctl(t, lab.Router, nil, "delete", "udp", nstest.InsideAddr+":5000", "--control", d.socket)
+	d.logged(`"ports-exhausted"`)
 	d.logged(`"block-allocated"`)
 	d.logged(`"mapping-deleted"`)
 	d.stop(syscall.SIGTERM) // flushes
@@ -326,6 +333,7 @@ func TestNATLogIPFIX(t *testing.T) {
 	out, err := exec.Command("nfdump", "-r", files[0], "-o", "json").Output()
 	var records []struct {
 		Event  string `json:"nat_event"`
+		ID     string `json:"nat_event_id"`
 		Source string `json:"src4_addr"`
 		Port   uint16 `json:"src_port"`
 		Post   string `json:"src4_xlt_ip"`
@@ -337,12 +345,29 @@ func TestNATLogIPFIX(t *testing.T) {
 	if err != nil {
 		t.Fatalf("nfdump: %v\n%s", err, out)
 	}
-	want := map[string]bool{"NAT44 BIB create": true, "NAT44 BIB delete": true, "Port block allocation": true}
+	want := map[string]bool{"8": true, "9": true, "12": true, "13": true, "16": true} // natEvent
 	for _, r := range records {
+		switch r.ID {
+		case "12": // ports exhausted: of the office's address
+			if r.Post != office.Addr().String() {
+				t.Errorf("record %+v, want the address of %v", r, office)
+			}
+			delete(want, r.ID)
+			continue
+		case "13": // quota exceeded
+			if r.Source != nstest.InsideAddr {
+				t.Errorf("record %+v", r)
+			}
+			delete(want, r.ID)
+			continue
+		}
+		if r.Source == nstest.Inside2Addr {
+			continue
+		}
 		if r.Source != nstest.InsideAddr || r.Post != seen.Addr().String() || strings.Contains(r.Event, "BIB") && (r.Port != 5000 || r.PostP != fmt.Sprint(mapped.Port())) {
 			t.Errorf("record %+v", r)
 		}
-		delete(want, r.Event)
+		delete(want, r.ID)
 	}
 	if len(want) > 0 {
 		t.Errorf("nfdump lacks %v in\n%s", want, out)
@@ -355,7 +380,7 @@ func TestPoolLimits(t *testing.T) {
 	t.Parallel()
 	lab := nstest.NewLab(t)
 	pools := strings.Replace(twoPools, "block-size = 256", "block-size = 64", 1) + "max-flows = 10\n"
-	d := startPools(t, lab, pools)
+	d := startPools(t, lab, pools, "--quota", "2")
 	server := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 9000).String()
 	answered := func(n *nstest.NS, count int) (ok int) {
 		t.Helper()
@@ -377,14 +402,29 @@ func TestPoolLimits(t *testing.T) {
 	if n := answered(lab.Inside2, 12); n != 10 {
 		t.Errorf("%d of 12 flows of a host that may have 10 get an answer", n)
 	}
-	d.logged(`"ports-exhausted"`, `"homes"`)
-	quota := d.logged(`"quota-exceeded"`, `"offices"`)
-	if quota["subscriber"] != nstest.Inside2Addr || quota["limit"] != float64(10) {
-		t.Errorf("quota: %v", quota)
+	// RFC 8158, Section 5.6.8: what a subscriber may not have is a quota,
+	// whichever it is.
+	c := newClient(t, lab.Inside2, nstest.Inside2Addr, nstest.RouterLAN)
+	c.mapped("udp", 5000)
+	c.mapped("udp", 5001)
+	for range 3 {
+		c.refuse(pcp.ResultUserExQuota, mapRequest(pcp.ProtocolUDP, 5002))
+	}
+	for _, want := range []struct {
+		pool, quota, subscriber string
+		limit                   float64
+	}{{"homes", "ports", nstest.InsideAddr, 64}, {"offices", "flows", nstest.Inside2Addr, 10}, {"offices", "mappings", nstest.Inside2Addr, 2}} {
+		quota := d.logged(`"quota-exceeded"`, `"`+want.pool+`"`, `"quota":"`+want.quota+`"`)
+		if quota["subscriber"] != want.subscriber || quota["limit"] != want.limit {
+			t.Errorf("%s: %v", want.quota, quota)
+		}
+	}
+	if text, err := os.ReadFile(d.log); err != nil || strings.Count(string(text), `"quota-exceeded"`) != 3 {
+		t.Errorf("want one line for each quota, %v:\n%s", err, text)
 	}
 	var pool control.Pools
 	mustPcpctl(t, lab.Router, &pool, "pools", "--control", d.socket)
-	if pool.Pools[0].Exhausted["ports-exhausted"] == 0 || pool.Pools[1].Exhausted["quota-exceeded"] == 0 {
+	if pool.Pools[0].Exhausted["quota-exceeded"] == 0 || pool.Pools[1].Exhausted["quota-exceeded"] < 4 {
 		t.Errorf("pools: %+v", pool)
 	}
 	d.stop(syscall.SIGTERM)

@@ -225,21 +225,34 @@ func (w *natWatch) event(e nat.Event) {
 	out := natlog.Event{Time: time.Now(), Kind: kind, Pool: e.Pool, Subscriber: e.Subscriber, External: e.External,
 		First: e.First, Last: e.Last, Protocol: e.Protocol}
 	if kind > natlog.BlockReleased {
-		w.mu.Lock()
-		if w.exhausted[e.Pool] == nil {
-			w.exhausted[e.Pool] = map[string]uint64{}
-		}
-		w.exhausted[e.Pool][kind.String()]++
-		w.mu.Unlock()
+		w.count(e.Pool, kind)
 	}
 	if kind == natlog.QuotaExceeded {
-		for _, p := range w.conf().natPools(nil) {
-			if p.Name == e.Pool {
-				out.Limit = uint32(p.MaxFlows)
-			}
-		}
+		out.Quota, out.Limit = e.Quota.String(), uint32(e.Limit)
 	}
 	w.log.Record(out)
+}
+
+// count counts a refusal of a pool.
+func (w *natWatch) count(pool string, kind natlog.Kind) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.exhausted[pool] == nil {
+		w.exhausted[pool] = map[string]uint64{}
+	}
+	w.exhausted[pool][kind.String()]++
+}
+
+// quota notes that a host has as many mappings as a subscriber may have and
+// asked for another one. It is called under the server's lock.
+func (w *natWatch) quota(t pcpserver.Type, internal netip.Addr, limit int) {
+	if t != pcpserver.TypeNAT444 {
+		return
+	}
+	pool := w.poolOf(internal)
+	w.count(pool, natlog.QuotaExceeded)
+	w.log.Record(natlog.Event{Time: time.Now(), Kind: natlog.QuotaExceeded, Pool: pool, Subscriber: internal,
+		Quota: "mappings", Limit: uint32(limit)})
 }
 
 // refused returns how often flows of a pool were refused, by kind.

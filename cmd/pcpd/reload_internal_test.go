@@ -119,7 +119,11 @@ func TestNATWatchEvents(t *testing.T) {
 	}
 	got := natEvents(t, func(w *natWatch) {
 		for _, k := range append(kinds, 200) {
-			w.event(nat.Event{Time: time.Now(), Kind: k, Pool: "homes", Subscriber: addr})
+			e := nat.Event{Time: time.Now(), Kind: k, Pool: "homes", Subscriber: addr}
+			if k == nat.EventQuotaExceeded {
+				e.Quota, e.Limit = nat.QuotaFlows, 7
+			}
+			w.event(e)
 		}
 		for _, k := range kinds[2:] {
 			if w.refused("homes")[k.String()] != 1 {

@@ -187,6 +187,7 @@ func (d *daemon) serverConfig(st *state) pcpserver.Config {
 		Directory:     d,
 		Committer:     d.path.table,
 		OnEvent:       d.event,
+		OnQuota:       func(t pcpserver.Type, internal netip.Addr) { d.watch.quota(t, internal, d.cfg.quota) },
 		Logger:        d.log,
 		EpochStart:    st.epochStart,
 		Services:      d.path.services,

@@ -43,8 +43,8 @@ type Pool struct {
 	BlocksUsed int `json:"blocks_used,omitempty"`
 	// Mappings counts explicit mappings.
 	Mappings int `json:"mappings"`
-	// Exhausted counts, by kind, the events of flows that were refused: a
-	// sample, since there are no more than a few in a second.
+	// Exhausted counts, by kind, the events of what was refused: flows, once
+	// a minute for each subscriber, and requests for mappings.
 	Exhausted map[string]uint64 `json:"exhausted,omitempty"`
 }
 

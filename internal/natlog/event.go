@@ -33,11 +33,13 @@ const (
 	BlockAllocated
 	// BlockReleased: it has them no more.
 	BlockReleased
-	// AddressesExhausted: no address of a pool could be given.
+	// AddressesExhausted: no block of External could be given. It is the
+	// event of RFC 8158 for a pool; other addresses of it may have room, since
+	// a subscriber has one.
 	AddressesExhausted
-	// PortsExhausted: no port, or block, of External could be given.
+	// PortsExhausted: no port of External could be given.
 	PortsExhausted
-	// QuotaExceeded: a subscriber wanted more than Limit.
+	// QuotaExceeded: Subscriber wanted more than Limit of Quota.
 	QuotaExceeded
 	// Started: the NAT begins with nothing; who had a port has it no more.
 	// IPFIX has no event for it.
@@ -73,13 +75,17 @@ type Event struct {
 	// InternalPort is the internal port of a mapping, zero if its protocol
 	// has none.
 	InternalPort uint16
-	// External is the external address.
+	// External is the external address; of an exhausted pool, the one that is
+	// the subscriber's.
 	External netip.Addr
-	// Protocol is that of a mapping, and of PortsExhausted; zero: all.
+	// Protocol is that of a mapping, and of what was refused; zero: all.
 	Protocol pcp.Protocol
 	// First and Last are the external ports, both included; of a mapping
 	// they are the same.
 	First, Last uint16
-	// Limit is what QuotaExceeded is about, in ports, flows or blocks.
+	// Quota and Limit are what QuotaExceeded is about: "flows" at a time,
+	// "flow-rate" in new flows per second, "ports" of each protocol, or
+	// "mappings" asked for by PCP.
+	Quota string
 	Limit uint32
 }

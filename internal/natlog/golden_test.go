@@ -34,9 +34,9 @@ var events = []natlog.Event{
 		External: addr("203.0.113.5"), First: 2048, Last: 2303},
 	{Time: at, Kind: natlog.BlockReleased, Pool: "homes", Subscriber: addr("100.64.0.9"),
 		External: addr("203.0.113.5"), First: 2048, Last: 2303},
-	{Time: at, Kind: natlog.AddressesExhausted, Pool: "homes"},
+	{Time: at, Kind: natlog.AddressesExhausted, Pool: "homes", External: addr("203.0.113.5"), Protocol: pcp.ProtocolTCP},
 	{Time: at, Kind: natlog.PortsExhausted, Pool: "homes", External: addr("203.0.113.5"), Protocol: pcp.ProtocolTCP},
-	{Time: at, Kind: natlog.QuotaExceeded, Pool: "homes", Subscriber: addr("100.64.0.9"), Limit: 1000},
+	{Time: at, Kind: natlog.QuotaExceeded, Pool: "homes", Subscriber: addr("100.64.0.9"), Quota: "flows", Limit: 1000},
 	{Time: at, Kind: natlog.Started},
 }
 
@@ -216,9 +216,9 @@ func TestSyslogGolden(t *testing.T) {
 		"<30>" + head + `mapping-deleted [nat@32473 pool="homes" subscriber="100.64.0.9" internalPort="5000" protocol="udp" external="203.0.113.5" firstPort="40000" lastPort="40000"] udp port 40000 of 203.0.113.5 is no longer mapped to 100.64.0.9`,
 		"<30>" + head + `block-allocated [nat@32473 pool="homes" subscriber="100.64.0.9" external="203.0.113.5" firstPort="2048" lastPort="2303"] 100.64.0.9 has ports 2048-2303 of 203.0.113.5`,
 		"<30>" + head + `block-released [nat@32473 pool="homes" subscriber="100.64.0.9" external="203.0.113.5" firstPort="2048" lastPort="2303"] 100.64.0.9 no longer has ports 2048-2303 of 203.0.113.5`,
-		"<28>" + head + `addresses-exhausted [nat@32473 pool="homes"] all external addresses are in use`,
+		"<28>" + head + `addresses-exhausted [nat@32473 pool="homes" protocol="tcp" external="203.0.113.5"] the blocks of ports of 203.0.113.5 are exhausted`,
 		"<28>" + head + `ports-exhausted [nat@32473 pool="homes" protocol="tcp" external="203.0.113.5"] the ports of 203.0.113.5 are exhausted`,
-		"<28>" + head + `quota-exceeded [nat@32473 pool="homes" subscriber="100.64.0.9" limit="1000"] 100.64.0.9 wanted more than its limit`,
+		"<28>" + head + `quota-exceeded [nat@32473 pool="homes" subscriber="100.64.0.9" quota="flows" limit="1000"] 100.64.0.9 wanted more than its limit of 1000 flows`,
 		"<30>" + head + `started [nat@32473] the NAT begins with nothing: who had a port has it no more`,
 		"<28>" + head + `addresses-exhausted [nat@32473 pool="a\"b\\c\]d"] all external addresses are in use`,
 	}
@@ -243,9 +243,9 @@ func TestJSONGolden(t *testing.T) {
 		`{"time":"2026-11-23T21:00:00.123456Z","event":"mapping-deleted","pool":"homes","subscriber":"100.64.0.9","internal_port":5000,"external":"203.0.113.5","protocol":"udp","first_port":40000,"last_port":40000}`,
 		`{"time":"2026-11-23T21:00:00.123456Z","event":"block-allocated","pool":"homes","subscriber":"100.64.0.9","external":"203.0.113.5","first_port":2048,"last_port":2303}`,
 		`{"time":"2026-11-23T21:00:00.123456Z","event":"block-released","pool":"homes","subscriber":"100.64.0.9","external":"203.0.113.5","first_port":2048,"last_port":2303}`,
-		`{"time":"2026-11-23T21:00:00.123456Z","event":"addresses-exhausted","pool":"homes"}`,
+		`{"time":"2026-11-23T21:00:00.123456Z","event":"addresses-exhausted","pool":"homes","external":"203.0.113.5","protocol":"tcp"}`,
 		`{"time":"2026-11-23T21:00:00.123456Z","event":"ports-exhausted","pool":"homes","external":"203.0.113.5","protocol":"tcp"}`,
-		`{"time":"2026-11-23T21:00:00.123456Z","event":"quota-exceeded","pool":"homes","subscriber":"100.64.0.9","limit":1000}`,
+		`{"time":"2026-11-23T21:00:00.123456Z","event":"quota-exceeded","pool":"homes","subscriber":"100.64.0.9","quota":"flows","limit":1000}`,
 		`{"time":"2026-11-23T21:00:00.123456Z","event":"started"}`,
 	}
 	got := string(stream(t, "json", events))

@@ -22,13 +22,14 @@ type line struct {
 	Protocol     string      `json:"protocol,omitempty"`
 	First        uint16      `json:"first_port,omitempty"`
 	Last         uint16      `json:"last_port,omitempty"`
+	Quota        string      `json:"quota,omitempty"`
 	Limit        uint32      `json:"limit,omitempty"`
 }
 
 // AppendJSON appends e as one line of JSON, with its end.
 func (e *Event) AppendJSON(b []byte) []byte {
 	l := line{Time: e.Time.UTC(), Event: e.Kind.String(), Pool: e.Pool, InternalPort: e.InternalPort,
-		First: e.First, Last: e.Last, Limit: e.Limit}
+		First: e.First, Last: e.Last, Quota: e.Quota, Limit: e.Limit}
 	if e.Subscriber.IsValid() {
 		l.Subscriber = &e.Subscriber
 	}
@@ -56,7 +57,8 @@ func ParseJSON(text []byte) (Event, error) {
 	if kind < 0 {
 		return Event{}, fmt.Errorf("%q is no event of a NAT", l.Event)
 	}
-	e := Event{Time: l.Time, Kind: Kind(kind), Pool: l.Pool, InternalPort: l.InternalPort, First: l.First, Last: l.Last, Limit: l.Limit}
+	e := Event{Time: l.Time, Kind: Kind(kind), Pool: l.Pool, InternalPort: l.InternalPort, First: l.First, Last: l.Last,
+		Quota: l.Quota, Limit: l.Limit}
 	if l.Subscriber != nil {
 		e.Subscriber = *l.Subscriber
 	}

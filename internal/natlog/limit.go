@@ -31,6 +31,7 @@ type subject struct {
 	subscriber netip.Addr
 	external   netip.Addr
 	protocol   pcp.Protocol
+	quota      string
 }
 
 func (l *limiter) allow(e *Event) bool {
@@ -39,9 +40,11 @@ func (l *limiter) allow(e *Event) bool {
 	if age := e.Time.Sub(l.began); l.seen == nil || age >= limitInterval || age < 0 {
 		l.began, l.seen = e.Time, make(map[subject]struct{})
 	}
-	about := subject{e.Kind, e.Pool, e.Subscriber, e.External, e.Protocol}
-	if e.Kind != QuotaExceeded { // whoever met it
-		about.subscriber = netip.Addr{}
+	about := subject{e.Kind, e.Pool, e.Subscriber, e.External, e.Protocol, e.Quota}
+	if e.Kind == QuotaExceeded {
+		about.protocol = 0 // it is the subscriber's for all
+	} else {
+		about.subscriber = netip.Addr{} // whoever met it
 	}
 	if _, again := l.seen[about]; again || len(l.seen) >= limitSubjects {
 		return false

@@ -16,6 +16,7 @@ import (
 
 	"pcpd/internal/natlog"
 	"pcpd/internal/nstest"
+	"pcpd/pcp"
 )
 
 // counted is a slog.Handler's writer that counts lines.
@@ -213,6 +214,9 @@ func TestExhaustionIsLimited(t *testing.T) {
 		for i := range 1000 {
 			e := natlog.Event{Time: at.Add(time.Duration(second) * time.Second), Kind: natlog.QuotaExceeded,
 				Subscriber: netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)})}
+			l.Record(e)
+			// Whatever the protocol.
+			e.Protocol = pcp.ProtocolTCP
 			l.Record(e)
 			e.Kind = natlog.PortsExhausted
 			l.Record(e)

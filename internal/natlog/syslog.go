@@ -111,10 +111,16 @@ func (s *syslog) message(b []byte, e *Event) []byte {
 	}
 	number("firstPort", uint64(e.First))
 	number("lastPort", uint64(e.Last))
+	if e.Quota != "" {
+		param("quota", e.Quota)
+	}
 	number("limit", uint64(e.Limit))
 	b = append(b, "] "...)
 	return append(b, e.sentence()...)
 }
+
+// quotaWords are the quotas for people.
+var quotaWords = map[string]string{"flows": "flows", "flow-rate": "new flows per second", "ports": "ports", "mappings": "mappings"}
 
 // sentence says e in a few words.
 func (e *Event) sentence() string {
@@ -128,10 +134,16 @@ func (e *Event) sentence() string {
 	case BlockReleased:
 		return fmt.Sprintf("%s no longer has ports %d-%d of %s", e.Subscriber, e.First, e.Last, e.External)
 	case AddressesExhausted:
+		if e.External.IsValid() {
+			return fmt.Sprintf("the blocks of ports of %s are exhausted", e.External)
+		}
 		return "all external addresses are in use"
 	case PortsExhausted:
 		return fmt.Sprintf("the ports of %s are exhausted", e.External)
 	case QuotaExceeded:
+		if words := quotaWords[e.Quota]; words != "" {
+			return fmt.Sprintf("%s wanted more than its limit of %d %s", e.Subscriber, e.Limit, words)
+		}
 		return fmt.Sprintf("%s wanted more than its limit", e.Subscriber)
 	case Started:
 		return "the NAT begins with nothing: who had a port has it no more"

@@ -47,6 +47,9 @@ type Config struct {
 	// OnEvent is told of every change of the mappings, under the server's
 	// lock: it must return at once and not call back.
 	OnEvent func(Event)
+	// OnQuota is told, as OnEvent is, of every request that is refused since
+	// Quota is reached: of which type, and for which internal host.
+	OnQuota func(t Type, internal netip.Addr)
 	Logger  *slog.Logger
 	// EpochStart is the moment at which the epoch was zero; default now.
 	EpochStart time.Time
@@ -478,6 +481,9 @@ func (s *Server) finish(now time.Time, c *Context, err error) {
 		}
 		pe := c.limit(resultOf(err))
 		s.count(CountResult, uint8(pe.Result))
+		if pe == errQuota && s.cfg.OnQuota != nil {
+			s.cfg.OnQuota(c.svc.Type, c.internal)
+		}
 		c.Reply = pcp.AppendErrorResponse(c.Reply, c.Data, pe.Result, pe.ErrorLifetime(), s.epoch(now, c.sub.EpochStart))
 		if pe.Err != nil {
 			s.log.Debug("request failed", "client", c.Remote, "opcode", c.req.Opcode, "result", pe.Result, "err", err)
