@@ -40,7 +40,7 @@ func TestCheckMapping(t *testing.T) {
 
 	d.diagnosed(mapping, 0, "ok: udp 203.0.113.2:5000 -> 192.168.1.10:5000 is in force for 3", "ok: it is stored", "ok: the kernel has it",
 		"ok: 192.168.1.10 answers ARP on lan0", "ok: the external address 203.0.113.2 is a public one", "ok: IPv4 forwarding is on",
-		"ok: no other firewall's forward chain drops its packets by policy", "ok: no flow uses it now", "ok: so it works as far as pcpd can see\n")
+		"ok: no rule of another firewall is in its way", "ok: no flow uses it now", "ok: so it works as far as pcpd can see\n")
 	d.diagnosed("udp 192.168.1.10:5001", 0, "ok: the kernel has it",
 		"ok: its filters let in packets from 203.0.113.100 and 198.51.100.0/24 port 53 only; those of all others are dropped")
 	d.diagnosed("tcp 192.168.1.10:5002 "+peer, 0, "ok: the kernel has it", "ok: tcp 192.168.1.10:5002 -> 203.0.113.100:9000 as 203.0.113.2:5002")
@@ -77,7 +77,7 @@ func TestCheckMapping(t *testing.T) {
 	}
 	fix, _, _ = strings.Cut(fix, "\n")
 	lab.Router.Run("sh", "-c", fix)
-	d.diagnosed(mapping, 0, "ok: no other firewall's forward chain drops its packets by policy")
+	d.diagnosed(mapping, 0, "ok: no rule of another firewall is in its way")
 	reached(t, lab.Outside, "udp", "", at)
 
 	lab.Router.Sysctl("net.ipv4.ip_forward", "0")

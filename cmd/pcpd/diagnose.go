@@ -38,6 +38,7 @@ type diagnosis struct {
 type patient struct {
 	pcpserver.Info
 	*diagnosis
+	lan string // the internal interface that leads to the host
 	out findings
 }
 
@@ -144,9 +145,10 @@ func (p *patient) inside(ctx context.Context) {
 			where = fmt.Sprintf("the route to %s leads by another interface than an internal one", addr)
 		}
 		p.out.problem("%s; give %s an address in the host's network, or set a route to it", where, strings.Join(p.cfg.internal, " or "))
-	case !p.up(name), h.Mute:
 	default:
-		p.answer(&h, name)
+		if p.lan = name; p.up(name) && !h.Mute {
+			p.answer(&h, name)
+		}
 	}
 }
 
@@ -212,29 +214,6 @@ func (p *patient) forwarding() {
 	p.out.split(err)
 	if err == nil {
 		p.out.ok("%s forwarding is on", familyName(ipv4))
-	}
-}
-
-// firewalls looks for foreign chains that drop what a peer sends first.
-func (p *patient) firewalls() {
-	drops, err := p.machine.drops(p.cfg.mark)
-	if err != nil {
-		p.out.warn("it is unknown whether another firewall drops its packets: %v", err)
-		return
-	}
-	ok := true
-	for _, d := range drops {
-		other := "ip6"
-		if !p.Mapping.Internal.Addr().Is4() {
-			other = "ip"
-		}
-		if !d.Accepts && d.Family != other {
-			ok = false
-			p.out.problem("%s", p.cfg.dropText(d))
-		}
-	}
-	if ok {
-		p.out.ok("no other firewall's forward chain drops its packets by policy; single rules of other tables, which can drop them too, are not judged")
 	}
 }
 

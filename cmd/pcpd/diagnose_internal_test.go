@@ -50,6 +50,16 @@ func asFW6(i *pcpserver.Info, addr string) {
 	i.Type, i.Mapping.Internal, i.Mapping.External = pcpserver.TypeFW6, at, at
 }
 
+// inTheWay gives the machine one foreign chain.
+func inTheWay(change func(*firewall.Obstacle)) func(*diagnosis, *pcpserver.Info) {
+	o := firewall.Obstacle{Family: "inet", Table: "fw4", Chain: "forward", RuleChain: "forward", Hook: "forward",
+		Effect: firewall.EffectDrop, Packets: firewall.PacketsIn, Fix: "nft fix"}
+	change(&o)
+	return func(d *diagnosis, _ *pcpserver.Info) {
+		d.machine.obstacles = func(firewall.Question) ([]firewall.Obstacle, error) { return []firewall.Obstacle{o}, nil }
+	}
+}
+
 // Every sentence about a mapping, and whether it works with it.
 func TestDiagnosis(t *testing.T) {
 	broken := errors.New("netlink is broken")
@@ -171,17 +181,37 @@ func TestDiagnosis(t *testing.T) {
 				return errors.New("IPv4 forwarding is off")
 			}
 		}, "problem: IPv4 forwarding is off", false},
-		{"no other firewall", nil, "ok: no other firewall's forward chain drops its packets by policy; single rules of other tables, which can drop them too, are not judged", true},
+		{"no other firewall", nil, "ok: no rule of another firewall is in its way, as far as nftables has them: what iptables-legacy or a bridge drops is not seen", true},
 		{"another firewall", func(d *diagnosis, _ *pcpserver.Info) { otherFirewalls(&d.machine) },
-			"problem: the chain FORWARD of the table ip filter, which is not pcpd's, drops by policy and has no rule that accepts the mark 0x100, so it drops what mappings open; " +
+			"problem: the chain FORWARD of the table ip filter, which is not pcpd's, drops what remote peers send first: its policy is drop, and no rule accepts them all; " +
 				"say --firewall host if that firewall is to stay, and let them pass with: nft insert rule ip filter FORWARD meta mark and 0x100 == 0x100 accept", false},
-		{"another family's firewall", func(d *diagnosis, _ *pcpserver.Info) {
-			d.machine.drops = func(uint32) ([]firewall.ForwardDrop, error) {
-				return []firewall.ForwardDrop{{Family: "ip6", Table: "filter", Chain: "FORWARD"}}, nil
-			}
-		}, "ok: no other firewall's forward chain drops its packets by policy; single rules of other tables, which can drop them too, are not judged", true},
+		{"another firewall's rule", inTheWay(func(o *firewall.Obstacle) { o.RuleChain, o.Handle, o.Rule = "other", 12, "drop" }),
+			"problem: the chain forward of the table inet fw4, which is not pcpd's, drops what remote peers send first: rule handle 12 of the chain other `drop`; " +
+				"say --firewall host if that firewall is to stay, and let them pass with: nft fix", false},
+		{"a rule that cannot be judged", inTheWay(func(o *firewall.Obstacle) {
+			o.Doubt, o.Handle, o.Rule, o.Puzzle = firewall.Unread, 12, "osf drop", "osf"
+		}),
+			"warning: it cannot be told whether the chain forward of the table inet fw4, which is not pcpd's, drops what remote peers send first: " +
+				"osf in rule handle 12 `osf drop` cannot be judged; if packets do not arrive, let them pass with: nft fix", true},
+		{"a rule for some", inTheWay(func(o *firewall.Obstacle) { o.Doubt, o.Handle, o.Rule = firewall.Depends, 12, "ip saddr @bad drop" }),
+			"warning: the chain forward of the table inet fw4, which is not pcpd's, drops what remote peers send first, depending on who sends and when: " +
+				"rule handle 12 `ip saddr @bad drop`; if that is not meant, let them pass with: nft fix", true},
+		{"a rule for most", inTheWay(func(o *firewall.Obstacle) { o.Doubt, o.Rest = firewall.Depends, true }),
+			"problem: the chain forward of the table inet fw4, which is not pcpd's, drops what remote peers send first, but for some of them: its policy is drop", false},
+		{"another translator", inTheWay(func(o *firewall.Obstacle) {
+			o.Effect, o.Handle, o.Rule, o.Hook = firewall.EffectDNAT, 3, "dnat", "prerouting"
+		}),
+			"problem: the chain forward of the table inet fw4, which is not pcpd's, sends elsewhere what remote peers send first, before pcpd can translate it: rule handle 3 `dnat`; let", false},
+		{"another translator at our priority", inTheWay(func(o *firewall.Obstacle) { o.Effect, o.Tie = firewall.EffectDNAT, true }),
+			"warning: the chain forward of the table inet fw4, which is not pcpd's, sends elsewhere what remote peers send first, before pcpd can translate it, " +
+				"unless pcpd's table was loaded last, since both have the same priority: ", true},
+		{"another source", inTheWay(func(o *firewall.Obstacle) { o.Effect, o.Packets = firewall.EffectSNAT, firewall.PacketsOut }),
+			"warning: the chain forward of the table inet fw4, which is not pcpd's, gives another source than the mapping's external address and port to what the host sends first: ", true},
+		{"requests", inTheWay(func(o *firewall.Obstacle) { o.Packets, o.Fix = firewall.PacketsRequest, "" }),
+			"warning: the chain forward of the table inet fw4, which is not pcpd's, drops the clients' PCP requests: its policy is drop, and no rule accepts them all; " +
+				"say --firewall host if that firewall is to stay, and let them pass with a rule in that chain before all others", true},
 		{"firewalls unknown", func(d *diagnosis, _ *pcpserver.Info) {
-			d.machine.drops = func(uint32) ([]firewall.ForwardDrop, error) { return nil, broken }
+			d.machine.obstacles = func(firewall.Question) ([]firewall.Obstacle, error) { return nil, broken }
 		}, "warning: it is unknown whether another firewall drops its packets: netlink is broken", true},
 		{"filters", func(_ *diagnosis, i *pcpserver.Info) {
 			i.Mapping.Filters = []pcp.Filter{{Peers: netip.MustParsePrefix("198.51.100.0/24")}, {Peers: netip.MustParsePrefix("203.0.113.9/32"), Port: 53}}

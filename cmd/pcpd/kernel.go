@@ -154,9 +154,6 @@ func (p *dataPath) close(remove bool) error {
 	return errors.Join(errs...)
 }
 
-// forwardDrops looks for the forward chains of other firewalls.
-func forwardDrops(mark uint32) ([]firewall.ForwardDrop, error) { return firewall.ForwardDrops(0, mark) }
-
 func noConntrack(err error) error {
 	return fmt.Errorf("connection tracking cannot be asked; pcpd needs CAP_NET_ADMIN and the kernel's nf_conntrack_netlink: %w", err)
 }

@@ -20,14 +20,14 @@ type machine struct {
 	netAdmin   func() bool
 	forwarding func(ipv4, ipv6 bool, names ...string) error
 	kernel     func() (features []string, err error)
-	drops      func(mark uint32) ([]firewall.ForwardDrop, error)
+	obstacles  func(firewall.Question) ([]firewall.Obstacle, error)
 	interfaces func(name string) netif.Interface
 	own        func(addr netip.Addr) bool // on any interface
 }
 
 // thisMachine looks at the real one.
 func thisMachine(m *netif.Monitor) machine {
-	return machine{netAdmin: hasNetAdmin, forwarding: netif.CheckForwarding, kernel: probeKernel, drops: forwardDrops, interfaces: m.Interface, own: m.Own}
+	return machine{netAdmin: hasNetAdmin, forwarding: netif.CheckForwarding, kernel: probeKernel, obstacles: obstacles, interfaces: m.Interface, own: m.Own}
 }
 
 // hasNetAdmin reports whether this process has CAP_NET_ADMIN in force.
@@ -78,31 +78,6 @@ func (m machine) examineInterfaces(c *config, out *findings) {
 			out.warn("the interface %s is down", name)
 		}
 	}
-}
-
-// examineFirewalls looks for other firewalls that would drop what mappings
-// open: an accept in one table does not overrule a drop in another.
-func (m machine) examineFirewalls(c *config, out *findings) {
-	drops, err := m.drops(c.mark)
-	if err != nil {
-		out.warn("it is unknown whether another firewall drops what mappings open: %v", err)
-	}
-	for _, d := range drops {
-		if d.Accepts || d.Family == "ip" && !c.servesFamily(true) || d.Family == "ip6" && !c.servesFamily(false) {
-			continue
-		}
-		out.warn("%s", c.dropText(d))
-	}
-}
-
-// dropText says that a chain drops what mappings open, and what to do.
-func (c *config) dropText(d firewall.ForwardDrop) string {
-	remedy := "let them pass with"
-	if !c.hostFirewall {
-		remedy = "say --firewall host if that firewall is to stay, and let them pass with"
-	}
-	return fmt.Sprintf("the chain %[2]s of the table %[1]s, which is not pcpd's, drops by policy and has no rule that accepts the mark %#[3]x, so it drops what mappings open; %[4]s: nft insert rule %[1]s %[2]s meta mark and %#[3]x == %#[3]x accept",
-		d.Family+" "+d.Table, d.Chain, c.mark, remedy)
 }
 
 // examineAddresses looks at what clients are to be translated to, and at

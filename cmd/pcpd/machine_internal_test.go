@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -33,7 +34,7 @@ func good() machine {
 		netAdmin:   func() bool { return true },
 		forwarding: func(bool, bool, ...string) error { return nil },
 		kernel:     func() ([]string, error) { return []string{"renewals update timeouts in place"}, nil },
-		drops:      func(uint32) ([]firewall.ForwardDrop, error) { return nil, nil },
+		obstacles:  func(firewall.Question) ([]firewall.Obstacle, error) { return nil, nil },
 		interfaces: func(name string) netif.Interface {
 			if i, ok := all[name]; ok {
 				return i
@@ -54,13 +55,16 @@ func parse(t *testing.T, args string) *config {
 
 // otherFirewalls gives a machine chains that drop by policy.
 func otherFirewalls(m *machine) {
-	m.drops = func(uint32) ([]firewall.ForwardDrop, error) {
-		return []firewall.ForwardDrop{
-			{Family: "inet", Table: "filter", Chain: "forward"},
-			{Family: "ip", Table: "filter", Chain: "FORWARD"},
-			{Family: "ip6", Table: "filter", Chain: "FORWARD"},
-			{Family: "inet", Table: "good", Chain: "forward", Accepts: true},
-		}, nil
+	m.obstacles = func(q firewall.Question) ([]firewall.Obstacle, error) {
+		drop := func(family, chain string, d firewall.Doubt) firewall.Obstacle {
+			return firewall.Obstacle{Family: family, Table: "filter", Chain: chain, Hook: "forward", Effect: firewall.EffectDrop, Doubt: d,
+				Packets: firewall.PacketsIn, Fix: fmt.Sprintf("nft insert rule %s filter %s meta mark and %#[3]x == %#[3]x accept", family, chain, q.Mark)}
+		}
+		list := []firewall.Obstacle{drop("inet", "forward", firewall.Sure), drop("inet", "maybe", firewall.Depends)}
+		if q.IPv4 {
+			return append(list, drop("ip", "FORWARD", firewall.Sure)), nil
+		}
+		return append(list, drop("ip6", "FORWARD", firewall.Sure)), nil
 	}
 }
 
@@ -74,7 +78,10 @@ func TestExamine(t *testing.T) {
 		{"no capability", base, func(m *machine) {
 			m.netAdmin = func() bool { return false }
 			m.kernel = func() ([]string, error) { t.Error("asked without the capability"); return nil, nil }
-			m.drops = func(uint32) ([]firewall.ForwardDrop, error) { t.Error("asked without the capability"); return nil, nil }
+			m.obstacles = func(firewall.Question) ([]firewall.Obstacle, error) {
+				t.Error("asked without the capability")
+				return nil, nil
+			}
 		}, []string{"problem: CAP_NET_ADMIN is missing"}},
 		{"no nf_tables", base, func(m *machine) {
 			m.kernel = func() ([]string, error) { return nil, errors.New("the kernel has no nf_tables") }
@@ -85,7 +92,7 @@ func TestExamine(t *testing.T) {
 		{"another firewall drops beside ours", base + "--mode fw6", otherFirewalls, []string{
 			"warning: say --firewall host if that firewall is to stay", "warning: insert rule ip6 filter FORWARD"}},
 		{"other firewalls unknown", base, func(m *machine) {
-			m.drops = func(uint32) ([]firewall.ForwardDrop, error) { return nil, errors.New("no idea") }
+			m.obstacles = func(firewall.Question) ([]firewall.Obstacle, error) { return nil, errors.New("no idea") }
 		}, []string{"warning: unknown whether another firewall drops what mappings open: no idea"}},
 		{"interfaces missing", "--internal lan0 lan9 --external wan9", func(*machine) {}, []string{
 			"problem: there is no network interface lan9",

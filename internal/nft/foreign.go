@@ -1,74 +1,135 @@
 package nft
 
 import (
-	"encoding/binary"
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// A DropChain is a base chain at the forward hook that drops what none of its
-// rules accepts.
-type DropChain struct {
-	Family string // as nft writes it: "inet", "ip" or "ip6"
-	Table  string
-	Chain  string
-	// Accepts: some rule of the chain, or of a chain that it leads to,
-	// accepts packets with the mark, perhaps on further conditions.
-	Accepts bool
-}
+// A Hook is a place where a packet meets base chains.
+type Hook uint8
 
-// The verdicts that x/sys/unix knows by no name.
+// The hooks in the order in which a packet can pass them.
 const (
-	verdictDrop   uint32 = 0 // NF_DROP
-	verdictAccept uint32 = 1 // NF_ACCEPT
+	HookIngress Hook = iota
+	HookPrerouting
+	HookInput
+	HookForward
+	HookPostrouting
 )
 
-// The families whose forward hooks a routed packet passes.
-var forwardFamilies = []struct {
+var hookNames = [...]string{"ingress", "prerouting", "input", "forward", "postrouting"}
+
+// String returns nft's word.
+func (h Hook) String() string { return hookNames[h] }
+
+// Base is a base chain.
+type Base struct {
+	Family string // as nft writes it: "inet", "ip", "ip6" or "netdev"
+	Table  string
+	Chain  string
+	// Translates: it is of the type nat, so it is asked for the first packet
+	// of a flow only, and not after a chain that has translated it.
+	Translates bool
+	Hook       Hook
+	Priority   int32
+	drops      bool // by policy
+	devices    []string
+	family     byte
+}
+
+// For reports whether packets of a family meet the chain. in is the interface
+// that they come by.
+func (b *Base) For(ipv4 bool, in string) bool {
+	other := "ip"
+	if ipv4 {
+		other = "ip6"
+	}
+	return b.Family != other && (b.Hook != HookIngress || slices.Contains(b.devices, in))
+}
+
+// What is read of one table and of one set at most: more cannot be judged.
+const (
+	maxForeignRules    = 20_000
+	maxForeignElements = 4096
+)
+
+// Ruleset is a look at all tables of the kernel but one. Tables are read when
+// they are asked for, and once. It is for one goroutine.
+type Ruleset struct {
+	// Bases are the base chains that a packet from one interface to another
+	// or to this machine meets, by hook and priority.
+	Bases  []Base
+	conn   *Conn
+	tables map[tableName]*foreignTable
+}
+
+type tableName struct {
+	family byte
+	name   string
+}
+
+// foreignTable is a table as far as its rules can judge a packet.
+type foreignTable struct {
+	chains map[string][]foreignRule
+	sets   map[string]*foreignSet
+	cut    bool // it has more rules than are looked at
+}
+
+type foreignRule struct {
+	handle uint64
+	exprs  []expression
+}
+
+// expression is one of a rule: its name and its attributes.
+type expression struct {
+	name string
+	data []byte
+}
+
+// The families whose base chains a routed packet meets.
+var foreignFamilies = []struct {
 	name   string
 	number byte
-}{{"inet", unix.NFPROTO_INET}, {"ip", unix.NFPROTO_IPV4}, {"ip6", unix.NFPROTO_IPV6}}
+}{{"netdev", unix.NFPROTO_NETDEV}, {"inet", unix.NFPROTO_INET}, {"ip", unix.NFPROTO_IPV4}, {"ip6", unix.NFPROTO_IPV6}}
 
-// ForwardDrops lists the forward chains with policy drop of all tables but
-// inet own, and looks in each for a rule that accepts packets whose mark has
-// the one bit mark. It changes nothing. What iptables-legacy keeps is not in
-// nf_tables and is not seen.
-func (c *Conn) ForwardDrops(own string, mark uint32) ([]DropChain, error) {
+// Foreign lists the base chains of all tables but inet own. It changes nothing.
+// What iptables-legacy keeps, and the bridge family, are not seen. The Ruleset
+// reads by the Conn as long as it is used.
+func (c *Conn) Foreign(own string) (*Ruleset, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var drops []DropChain
-	for _, f := range forwardFamilies {
-		at := len(drops)
-		err := c.dumpFamily(f.number, unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, "", func(body []byte) error {
-			table, name, drop := forwardDrop(body)
-			if drop && (f.name != "inet" || table != own) {
-				drops = append(drops, DropChain{Family: f.name, Table: table, Chain: name})
+	r := &Ruleset{conn: c, tables: map[tableName]*foreignTable{}}
+	for _, f := range foreignFamilies {
+		asleep := map[string]bool{}
+		err := c.dumpFamily(f.number, unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, "", func(body []byte) error {
+			a := decode(body)
+			asleep[cString(a[unix.NFTA_TABLE_NAME])] = number(a[unix.NFTA_TABLE_FLAGS])&unix.NFT_TABLE_F_DORMANT != 0
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list the tables of family %s: %w", f.name, err)
+		}
+		err = c.dumpFamily(f.number, unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, "", func(body []byte) error {
+			b, ok := baseChain(f.number, body)
+			b.Family = f.name
+			if ok && !asleep[b.Table] && (f.name != "inet" || b.Table != own) {
+				r.Bases = append(r.Bases, b)
 			}
 			return nil
 		})
 		if err != nil {
 			return nil, fmt.Errorf("list the chains of family %s: %w", f.name, err)
 		}
-		for i := range drops[at:] {
-			d := &drops[at+i]
-			edges := map[string][]markVerdict{}
-			err := c.dumpFamily(f.number, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, d.Table, func(body []byte) error {
-				table, chain, v := judgeRule(body, mark)
-				if table == d.Table {
-					edges[chain] = append(edges[chain], v)
-				}
-				return nil
-			})
-			// A table may go between the two lists.
-			if err != nil && !errors.Is(err, unix.ENOENT) {
-				return nil, fmt.Errorf("list the rules of table %s %s: %w", f.name, d.Table, err)
-			}
-			d.Accepts = accepts(edges, d.Chain)
-		}
 	}
-	return drops, nil
+	slices.SortStableFunc(r.Bases, func(a, b Base) int {
+		return cmp.Or(cmp.Compare(a.Hook, b.Hook), cmp.Compare(a.Priority, b.Priority))
+	})
+	return r, nil
 }
 
 // dumpFamily lists objects of one family; of one table if that is not empty.
@@ -84,186 +145,292 @@ func (c *Conn) dumpFamily(family byte, get, want uint16, table string, f func(bo
 	return c.read(unix.NLM_F_DUMP, want, f)
 }
 
-// forwardDrop reports whether a chain is at the forward hook with policy drop.
-func forwardDrop(body []byte) (table, name string, drop bool) {
-	hook, policy := ^uint32(0), verdictAccept
-	_ = attrs(body, func(typ uint16, data []byte) error {
-		switch typ {
-		case unix.NFTA_CHAIN_TABLE:
-			table = cString(data)
-		case unix.NFTA_CHAIN_NAME:
-			name = cString(data)
-		case unix.NFTA_CHAIN_POLICY:
-			policy = number(data)
-		case unix.NFTA_CHAIN_HOOK:
-			return attrs(data, func(typ uint16, data []byte) error {
-				if typ == unix.NFTA_HOOK_HOOKNUM {
-					hook = number(data)
-				}
-				return nil
-			})
+// attributes are an object's by their number.
+type attributes [24][]byte
+
+func decode(b []byte) (a attributes) {
+	_ = attrs(b, func(typ uint16, data []byte) error {
+		if int(typ) < len(a) {
+			a[typ] = data
 		}
 		return nil
 	})
-	return table, name, hook == unix.NF_INET_FORWARD && policy == verdictDrop
+	return a
 }
 
-// markVerdict is what a rule does to a packet with the mark.
-type markVerdict struct {
-	asks   bool   // it compares the mark, and the mark passes
-	fails  bool   // it compares the mark, and the mark does not pass
-	accept bool   // the verdict
-	chain  string // or where it jumps or goes
-}
-
-// accepts looks for a rule that accepts the mark, from a chain on. asked is
-// whether a rule on the way there asked for the mark.
-func accepts(edges map[string][]markVerdict, from string) bool {
-	type place struct {
-		chain string
-		asked bool
+// baseChain reads a chain; ok is false if no packet of ours meets it.
+func baseChain(family byte, body []byte) (b Base, ok bool) {
+	a := decode(body)
+	b = Base{Table: cString(a[unix.NFTA_CHAIN_TABLE]), Chain: cString(a[unix.NFTA_CHAIN_NAME]), family: family,
+		Translates: cString(a[unix.NFTA_CHAIN_TYPE]) == "nat"}
+	policy := a[unix.NFTA_CHAIN_POLICY]
+	b.drops = policy != nil && int32(number(policy)) == verdictDrop
+	if a[unix.NFTA_CHAIN_HOOK] == nil {
+		return b, false
 	}
-	seen := map[place]bool{}
-	for queue := []place{{from, false}}; len(queue) > 0; queue = queue[1:] {
-		p := queue[0]
-		if seen[p] {
-			continue
-		}
-		seen[p] = true
-		for _, v := range edges[p.chain] {
-			asked := p.asked || v.asks
-			if v.fails {
-				continue
-			}
-			if v.accept && asked {
-				return true
-			}
-			if v.chain != "" {
-				queue = append(queue, place{v.chain, asked})
-			}
-		}
+	const device, devices = 3, 4 // NFTA_HOOK_DEV, NFTA_HOOK_DEVS
+	h := decode(a[unix.NFTA_CHAIN_HOOK])
+	b.Priority = int32(number(h[unix.NFTA_HOOK_PRIORITY]))
+	if h[device] != nil {
+		b.devices = append(b.devices, cString(h[device]))
 	}
-	return false
-}
-
-// judgeRule reads a rule as far as it concerns marks.
-func judgeRule(body []byte, mark uint32) (table, chain string, v markVerdict) {
-	m := markMachine{mark: mark}
-	_ = attrs(body, func(typ uint16, data []byte) error {
-		switch typ {
-		case unix.NFTA_RULE_TABLE:
-			table = cString(data)
-		case unix.NFTA_RULE_CHAIN:
-			chain = cString(data)
-		case unix.NFTA_RULE_EXPRESSIONS:
-			return attrs(data, func(_ uint16, elem []byte) error {
-				var name string
-				return attrs(elem, func(typ uint16, data []byte) error {
-					if typ == unix.NFTA_EXPR_NAME {
-						name = cString(data)
-					} else if typ == unix.NFTA_EXPR_DATA {
-						m.step(name, data)
-					}
-					return nil
-				})
-			})
-		}
-		return nil
-	})
-	return table, chain, m.markVerdict
-}
-
-// markMachine carries out what a rule does with the mark of a packet that has
-// nothing but our bit.
-type markMachine struct {
-	mark uint32
-	markVerdict
-	reg   uint32 // where the mark, or what became of it, is
-	value uint32
-	holds bool
-}
-
-func (m *markMachine) step(name string, data []byte) {
-	a := map[uint16][]byte{}
-	_ = attrs(data, func(typ uint16, data []byte) error { a[typ] = data; return nil })
-	switch name {
-	case "meta", "ct":
-		const dreg, key = 1, 2 // NFTA_META_DREG, NFTA_CT_DREG and so on
-		const keyMark = 3      // NFT_META_MARK, NFT_CT_MARK
-		if reg := a[dreg]; reg == nil {
-			break // it writes the property
-		} else if number(a[key]) == keyMark {
-			m.reg, m.value, m.holds = number(reg), m.mark, true
-		} else if number(reg) == m.reg {
-			m.holds = false
-		}
-	case "payload":
-		if number(a[unix.NFTA_PAYLOAD_DREG]) == m.reg {
-			m.holds = false
-		}
-	case "bitwise":
-		mask, xor := constant(a[unix.NFTA_BITWISE_MASK]), constant(a[unix.NFTA_BITWISE_XOR])
-		if m.holds && number(a[unix.NFTA_BITWISE_SREG]) == m.reg && len(mask) == 4 && len(xor) == 4 {
-			m.reg = number(a[unix.NFTA_BITWISE_DREG])
-			m.value = m.value&binary.NativeEndian.Uint32(mask) ^ binary.NativeEndian.Uint32(xor)
-		}
-	case "cmp":
-		want := constant(a[unix.NFTA_CMP_DATA])
-		if m.holds && number(a[unix.NFTA_CMP_SREG]) == m.reg && len(want) == 4 {
-			equal := m.value == binary.NativeEndian.Uint32(want)
-			op := number(a[unix.NFTA_CMP_OP])
-			m.compared(op > unix.NFT_CMP_NEQ || equal == (op == unix.NFT_CMP_EQ))
-		}
-	case "lookup", "range": // whatever is in there: it was meant for marks
-		const lookupSreg, rangeSreg = 2, 1
-		if m.holds && (name == "lookup" && number(a[lookupSreg]) == m.reg || name == "range" && number(a[rangeSreg]) == m.reg) {
-			m.compared(true)
-		}
-	case "match":
-		m.xtMatch(cString(a[1]), a[3]) // NFTA_MATCH_NAME, NFTA_MATCH_INFO
-	case "immediate":
-		m.verdict(a[unix.NFTA_IMMEDIATE_DATA])
+	_ = attrs(h[devices], func(_ uint16, data []byte) error { b.devices = append(b.devices, cString(data)); return nil })
+	const ingress = 5 // NF_INET_INGRESS
+	num := number(h[unix.NFTA_HOOK_HOOKNUM])
+	switch {
+	case family == unix.NFPROTO_NETDEV && num == 0, family == unix.NFPROTO_INET && num == ingress:
+		b.Hook = HookIngress
+	case family == unix.NFPROTO_NETDEV:
+		return b, false
+	case num == unix.NF_INET_PRE_ROUTING:
+		b.Hook = HookPrerouting
+	case num == unix.NF_INET_LOCAL_IN:
+		b.Hook = HookInput
+	case num == unix.NF_INET_FORWARD:
+		b.Hook = HookForward
+	case num == unix.NF_INET_POST_ROUTING:
+		b.Hook = HookPostrouting
+	default:
+		return b, false
 	}
+	return b, true
 }
 
-func (m *markMachine) compared(passes bool) {
-	m.asks = m.asks || passes
-	m.fails = m.fails || !passes
-}
+// errFull ends the reading of what is too much.
+var errFull = errors.New("more than is looked at")
 
-// xtMatch is iptables' -m mark and -m connmark: mark, mask and "not".
-func (m *markMachine) xtMatch(name string, info []byte) {
-	if name != "mark" && name != "connmark" || len(info) < 9 {
-		return
+// cut ends an unfinished dump, which only a new socket does.
+func (c *Conn) cut(err error) (bool, error) {
+	if err != errFull {
+		return false, err
 	}
-	want, mask := binary.NativeEndian.Uint32(info), binary.NativeEndian.Uint32(info[4:])
-	m.compared((m.mark&mask == want) == (info[8] == 0))
+	if err := c.reopen(); err != nil && err != ErrOverrun {
+		return true, err
+	}
+	return true, nil
 }
 
-func (m *markMachine) verdict(data []byte) {
-	const (
-		dataVerdict  = 2 // NFTA_DATA_VERDICT
-		verdictCode  = 1
-		verdictChain = 2
-	)
-	_ = attrs(data, func(typ uint16, data []byte) error {
-		if typ != dataVerdict {
+// table reads a table's rules and what sets it has. A table that is gone by
+// now has none.
+func (r *Ruleset) table(family byte, name string) (*foreignTable, error) {
+	if t := r.tables[tableName{family, name}]; t != nil {
+		return t, nil
+	}
+	r.conn.mu.Lock()
+	defer r.conn.mu.Unlock()
+	t := &foreignTable{chains: map[string][]foreignRule{}, sets: map[string]*foreignSet{}}
+	n := 0
+	err := r.conn.dumpFamily(family, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, name, func(body []byte) error {
+		table, chain, rule := readRule(body)
+		if table != name {
 			return nil
 		}
-		return attrs(data, func(typ uint16, data []byte) error {
-			switch typ {
-			case verdictCode:
-				m.accept = len(data) == 4 && number(data) == verdictAccept
-			case verdictChain:
-				m.chain = cString(data)
+		if n++; n > maxForeignRules {
+			return errFull
+		}
+		t.chains[chain] = append(t.chains[chain], rule)
+		return nil
+	})
+	if t.cut, err = r.conn.cut(err); err == nil {
+		err = r.conn.dumpFamily(family, unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, name, func(body []byte) error {
+			if table, set := readSet(body); table == name {
+				t.sets[set.name] = set
 			}
 			return nil
 		})
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("list the table %s: %w", name, err)
+	}
+	r.tables[tableName{family, name}] = t
+	return t, nil
+}
+
+// readRule takes a rule apart.
+func readRule(body []byte) (table, chain string, rule foreignRule) {
+	a := decode(body)
+	if h := a[unix.NFTA_RULE_HANDLE]; len(h) == 8 {
+		rule.handle = uint64(number(h[:4]))<<32 | uint64(number(h[4:]))
+	}
+	_ = attrs(a[unix.NFTA_RULE_EXPRESSIONS], func(_ uint16, elem []byte) error {
+		e := decode(elem)
+		rule.exprs = append(rule.exprs, expression{cString(e[unix.NFTA_EXPR_NAME]), bytes.Clone(e[unix.NFTA_EXPR_DATA])})
+		return nil
 	})
+	return cString(a[unix.NFTA_RULE_TABLE]), cString(a[unix.NFTA_RULE_CHAIN]), rule
+}
+
+// foreignSet is a set or a map. Its elements are read when it is asked.
+type foreignSet struct {
+	name      string
+	keyLen    int
+	fields    []int // of a concatenation, in octets without padding
+	intervals bool
+	verdicts  bool
+	read      bool
+	cut       bool // it has more elements than are looked at
+	elements  []foreignElement
+	fallback  *foreignElement // matches what nothing else does
+}
+
+// foreignElement has the keys from first to last.
+type foreignElement struct {
+	first, last []byte
+	data        []byte // of a map: the attributes of the value
+	limited     bool   // it matches only now and then
+}
+
+func readSet(body []byte) (table string, s *foreignSet) {
+	a := decode(body)
+	s = &foreignSet{name: cString(a[unix.NFTA_SET_NAME]), keyLen: int(number(a[unix.NFTA_SET_KEY_LEN])),
+		intervals: number(a[unix.NFTA_SET_FLAGS])&unix.NFT_SET_INTERVAL != 0,
+		verdicts:  number(a[unix.NFTA_SET_DATA_TYPE]) == unix.NFT_DATA_VERDICT}
+	const concat, length = 2, 1 // NFTA_SET_DESC_CONCAT, NFTA_SET_FIELD_LEN
+	_ = attrs(decode(a[unix.NFTA_SET_DESC])[concat], func(_ uint16, field []byte) error {
+		s.fields = append(s.fields, int(number(decode(field)[length])))
+		return nil
+	})
+	return cString(a[unix.NFTA_SET_TABLE]), s
+}
+
+// fill reads the set's elements, once.
+func (r *Ruleset) fill(family byte, table string, s *foreignSet) error {
+	if s.read {
+		return nil
+	}
+	r.conn.mu.Lock()
+	defer r.conn.mu.Unlock()
+	c := r.conn
+	c.req.Reset()
+	at := c.req.begin(unix.NFT_MSG_GETSETELEM, 0)
+	c.req.buf[at+msgHeader] = family
+	c.req.buf = appendString(c.req.buf, unix.NFTA_SET_ELEM_LIST_TABLE, table)
+	c.req.buf = appendString(c.req.buf, unix.NFTA_SET_ELEM_LIST_SET, s.name)
+	c.req.finish(at)
+	var raw []rawElement
+	err := c.read(unix.NLM_F_DUMP, unix.NFT_MSG_NEWSETELEM, func(body []byte) error {
+		return attrs(decode(body)[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
+			if len(raw) >= maxForeignElements {
+				return errFull
+			}
+			raw = append(raw, readElement(elem))
+			return nil
+		})
+	})
+	cut, err := c.cut(err)
+	if err != nil {
+		return fmt.Errorf("list the set %s of the table %s: %w", s.name, table, err)
+	}
+	s.read, s.cut = true, cut
+	s.take(raw)
+	return nil
+}
+
+// rawElement is an element as the kernel lists it.
+type rawElement struct {
+	foreignElement
+	end, fallback bool
+}
+
+func readElement(b []byte) (e rawElement) {
+	const keyEnd, expr, exprs, catchall = 10, 7, 11, 2 // NFTA_SET_ELEM_KEY_END, _EXPR, _EXPRESSIONS, NFT_SET_ELEM_CATCHALL
+	a := decode(b)
+	e.first, e.last = constant(a[unix.NFTA_SET_ELEM_KEY]), constant(a[keyEnd])
+	e.data = bytes.Clone(a[unix.NFTA_SET_ELEM_DATA])
+	flags := number(a[unix.NFTA_SET_ELEM_FLAGS])
+	e.end, e.fallback = flags&unix.NFT_SET_ELEM_INTERVAL_END != 0, flags&catchall != 0
+	one := func(_ uint16, data []byte) error {
+		name := cString(decode(data)[unix.NFTA_EXPR_NAME])
+		e.limited = e.limited || name != "counter" && name != "last"
+		return nil
+	}
+	if a[expr] != nil {
+		_ = one(0, a[expr])
+	}
+	_ = attrs(a[exprs], one)
+	return e
+}
+
+// take makes keys or ranges of keys of what was listed: a set of intervals
+// without fields lists where each begins and where it has ended.
+func (s *foreignSet) take(raw []rawElement) {
+	raw = slices.DeleteFunc(raw, func(e rawElement) bool {
+		if e.fallback {
+			f := e.foreignElement
+			s.fallback = &f
+		}
+		return e.fallback || len(e.first) == 0
+	})
+	pairs := s.intervals && len(s.fields) <= 1 && !slices.ContainsFunc(raw, func(e rawElement) bool { return e.last != nil })
+	if pairs {
+		slices.SortStableFunc(raw, func(a, b rawElement) int {
+			ends := func(e rawElement) int {
+				if e.end {
+					return 0
+				}
+				return 1
+			}
+			return cmp.Or(bytes.Compare(a.first, b.first), cmp.Compare(ends(a), ends(b)))
+		})
+	}
+	for i, e := range raw {
+		switch {
+		case pairs && e.end:
+			continue
+		case pairs && i+1 < len(raw):
+			e.last = before(raw[i+1].first)
+		case pairs:
+			e.last = bytes.Repeat([]byte{0xff}, len(e.first))
+		case e.last == nil:
+			e.last = e.first
+		}
+		s.elements = append(s.elements, e.foreignElement)
+	}
+}
+
+// before is the number one less.
+func before(b []byte) []byte {
+	out := bytes.Clone(b)
+	for i := len(out) - 1; i >= 0; i-- {
+		if out[i]--; out[i] != 0xff {
+			break
+		}
+	}
+	return out
 }
 
 // constant is the value in a nested data attribute; nil if there is none.
 func constant(b []byte) []byte {
 	v, _ := dataValue(b)
 	return v
+}
+
+// contains compares a key with an element's.
+func (s *foreignSet) contains(e *foreignElement, key []octet) answer {
+	if len(e.first) > len(key) || len(e.first) != len(e.last) {
+		return maybe(Unread)
+	}
+	if bytes.Equal(e.first, e.last) {
+		return equal(key[:len(e.first)], e.first)
+	}
+	out, at := matches, 0
+	part := func(n int) bool {
+		a := within(key[at:at+n], e.first[at:at+n], e.last[at:at+n])
+		out = answer{out.no || a.no, max(out.doubt, a.doubt)}
+		at += n
+		return !a.no
+	}
+	for _, n := range s.fields {
+		if n <= 0 || at+n > len(e.first) || !part(n) {
+			break
+		}
+		at = min(align4(at), len(e.first))
+	}
+	if at == 0 {
+		part(len(e.first))
+	}
+	if out.no {
+		return differs
+	}
+	return out
 }

@@ -51,3 +51,56 @@ func FuzzChanges(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRules carries packets through rules made of any bytes: whatever a newer
+// kernel or another program puts there, the answer comes, and comes soon.
+func FuzzRules(f *testing.F) {
+	rule := func(parts ...any) []byte {
+		b := appendString(appendString(nil, unix.NFTA_RULE_TABLE, "t"), unix.NFTA_RULE_CHAIN, "c")
+		b, at := nest(b, unix.NFTA_RULE_EXPRESSIONS)
+		for _, e := range R(parts...).Exprs {
+			b = appendAttr(b, unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, e)
+		}
+		return end(b, at)
+	}
+	info := make([]byte, 160)
+	match := appendAttr(appendU32(appendString(nil, 1, "conntrack"), 2, 3), 3, info)
+	for _, seed := range [][]byte{
+		nil, rule(IPv4(), IPSaddr(0), And(0, []byte{255, 0, 0, 0}), Eq(0, []byte{10, 0, 0, 0}), Drop()), rule(Jump("c")), rule(Goto("c")),
+		rule(HasBit(Meta(3, 0), 0x100), Accept()), rule(OrMetaMark(0x100), Lookup("s", 0)), rule(LookupMap("v", 0, 4), Return()),
+		rule(Raw("match", match), Raw("target", match), Drop()), rule(Raw("limit", nil), Raw("what", info)), rule(ToHost(0), ShiftLeft(0, 3)),
+	} {
+		f.Add(seed, seed)
+	}
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		table := &foreignTable{chains: map[string][]foreignRule{}, sets: map[string]*foreignSet{}}
+		for _, body := range [][]byte{a, b} {
+			_, chain, rule := readRule(body)
+			table.chains["c"] = append(table.chains["c"], rule)
+			table.chains[chain] = append(table.chains[chain], rule)
+			baseChain(unix.NFPROTO_INET, body)
+			_, set := readSet(body)
+			set.read = true
+			set.take([]rawElement{readElement(a), readElement(b)})
+			table.sets[set.name] = set
+			s := &foreignSet{name: "s", keyLen: 4, intervals: true, read: true}
+			s.take([]rawElement{readElement(a), readElement(b)})
+			v := &foreignSet{name: "v", keyLen: 8, fields: []int{4, 2}, verdicts: true, read: true}
+			v.take([]rawElement{readElement(b), readElement(a)})
+			table.sets["s"], table.sets["v"] = s, v
+		}
+		base := Base{Family: "inet", Table: "t", Chain: "c", family: unix.NFPROTO_INET}
+		r := &Ruleset{tables: map[tableName]*foreignTable{{unix.NFPROTO_INET, "t"}: table}}
+		for _, p := range []Packet{{}, {IPv4: true, Protocol: unix.IPPROTO_TCP, Tracked: true, New: true, Source: Endpoint{Public: true}}} {
+			events, err := r.Walk(&base, &p)
+			if err != nil || len(events) == 0 || len(events) > maxSeen+100 {
+				t.Errorf("%d events, %v", len(events), err)
+			}
+			for i, e := range events[:len(events)-1] {
+				if e.Doubt == Sure && e.Kind != KindUntrack {
+					t.Errorf("event %d of %d is certain: %+v", i, len(events), e)
+				}
+			}
+		}
+	})
+}
