@@ -439,6 +439,50 @@ func TestRenumberingIsSeen(t *testing.T) {
 	}
 }
 
+// A mapping that waits for an external address is shown as one, and who watches
+// is told of it, and of the time that nobody could watch in.
+func TestWaitingIsSeen(t *testing.T) {
+	t.Parallel()
+	lab := nstest.NewLab(t)
+	d := startDaemon(t, lab)
+	says := func(p *nstest.Proc, what string) {
+		t.Helper()
+		nstest.Eventually(t, 2*patience, "it says "+what, func() bool { return strings.Contains(p.Output(), what) })
+	}
+	watch := lab.Router.Start(program(t, "pcpctl"), "watch", "--control", d.socket)
+	c := newClient(t, lab.Inside, nstest.InsideAddr, nstest.RouterLAN)
+	nstest.Eventually(t, patience, "it watches", func() bool {
+		c.mapped("udp", 5000)
+		return strings.Contains(watch.Output(), "203.0.113.2:5000 -> 192.168.1.10:5000")
+	})
+	var held []control.Holding
+	mustPcpctl(t, lab.Router, &held, "ports", "--control", d.socket, nstest.InsideAddr)
+	if len(held) != 1 || held[0].Until == nil || time.Until(*held[0].Until) < time.Hour-time.Minute {
+		t.Errorf("the host has %+v, want one mapping of an hour", held)
+	}
+
+	lab.Router.IP("addr del " + nstest.RouterWAN + "/24 dev " + nstest.WAN)
+	says(watch, " waiting udp 192.168.1.10:5000 (waits for an external address) for 3")
+	if out := mustPcpctl(t, lab.Router, nil, "list", "--control", d.socket); !strings.Contains(out, "  192.168.1.10:5000  waits for an address  any  ") {
+		t.Errorf("the list is:\n%s", out)
+	}
+	if all := d.mappings(); len(all) != 1 || !all[0].Waiting {
+		t.Errorf("the mappings are %+v", all)
+	}
+	d.stop(syscall.SIGTERM)
+	says(watch, " lost the daemon ended the stream of events")
+	d.start()
+	says(watch, " back pcpd answers again; what happened since ")
+	lab.Router.IP("addr add " + nstest.RouterWAN + "/24 dev " + nstest.WAN)
+	says(watch, " moved udp 203.0.113.2:5000 -> 192.168.1.10:5000 for 3")
+	if all := d.mappings(); len(all) != 1 || all[0].Waiting {
+		t.Errorf("the mappings are %+v", all)
+	}
+	if err := watch.Stop(syscall.SIGINT); err != nil {
+		t.Errorf("the tool that watches ended with %v", err)
+	}
+}
+
 // libpcp builds a client of Cisco's PCP library, if the environment variable
 // PCPD_LIBPCP names a directory with its sources: no distribution packages it.
 func libpcp(t testing.TB) string {

@@ -92,7 +92,7 @@ func (t *tool) listTable(all []control.Mapping) error {
 	fmt.Fprintln(w, "ID\tKIND\tPROTOCOL\tINTERNAL\tEXTERNAL\tREMOTE\tSECONDS\tVIA\tDESCRIPTION")
 	for _, m := range all {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", m.ID, m.Kind, m.Protocol, endOf(&m, m.Internal),
-			endOf(&m, m.External), remote(&m, listedFilters), m.Lifetime, m.Via, printable(m.Description))
+			externalOf(&m), remote(&m, listedFilters), m.Lifetime, m.Via, printable(m.Description))
 	}
 	return w.Flush()
 }
@@ -120,6 +120,14 @@ func endOf(m *control.Mapping, ap netip.AddrPort) string {
 		return ap.String()
 	}
 	return end(p, ap)
+}
+
+// externalOf returns m's external end, or that it has none now.
+func externalOf(m *control.Mapping) string {
+	if m.Waiting {
+		return "waits for an address"
+	}
+	return endOf(m, m.External)
 }
 
 // parseEnd reads ADDR:PORT, or what end writes.
@@ -189,7 +197,7 @@ func (t *tool) show(ctx context.Context, fs *pflag.FlagSet, args []string) error
 	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
 	for _, f := range [][2]string{
 		{"id", m.ID}, {"kind", m.Kind}, {"protocol", m.Protocol}, {"internal", endOf(&m, m.Internal)},
-		{"external", endOf(&m, m.External)}, {"remote", remote(&m, len(m.Filters))}, {"lifetime", fmt.Sprint(m.Lifetime, " s")},
+		{"external", externalOf(&m)}, {"remote", remote(&m, len(m.Filters))}, {"lifetime", fmt.Sprint(m.Lifetime, " s")},
 		{"nonce", m.Nonce}, {"subscriber", m.Subscriber}, {"via", m.Via}, {"description", printable(m.Description)},
 	} {
 		if f[1] != "" {
@@ -221,29 +229,17 @@ func (t *tool) delete(ctx context.Context, fs *pflag.FlagSet, args []string) err
 
 // describe names a mapping in a sentence.
 func describe(m *control.Mapping) string {
+	if m.Waiting {
+		s := fmt.Sprintf("%s %s", m.Protocol, endOf(m, m.Internal))
+		if m.Remote != nil {
+			s += " -> " + endOf(m, *m.Remote)
+		}
+		return s + " (waits for an external address)"
+	}
 	if m.Remote != nil {
 		return fmt.Sprintf("%s %s -> %s as %s", m.Protocol, endOf(m, m.Internal), endOf(m, *m.Remote), endOf(m, m.External))
 	}
 	return fmt.Sprintf("%s %s -> %s", m.Protocol, endOf(m, m.External), endOf(m, m.Internal))
-}
-
-// watch is pcpctl watch. Its end by an interrupt is no failure.
-func (t *tool) watch(ctx context.Context, fs *pflag.FlagSet, args []string) error {
-	a, err := parseAdmin(fs, args, 0, 0)
-	if err != nil {
-		return err
-	}
-	err = a.client.Watch(ctx, nil, func(e control.Event) error {
-		if a.json {
-			return t.printJSON(e)
-		}
-		_, err := fmt.Fprintln(t.stdout, eventLine(&e))
-		return err
-	})
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 // eventLine is an event as a person reads it. What is over lives for no time.

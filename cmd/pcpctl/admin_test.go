@@ -205,6 +205,29 @@ func TestProtocolByNumber(t *testing.T) {
 	}
 }
 
+// A mapping without an external address says so everywhere.
+func TestWaiting(t *testing.T) {
+	d := newDaemon(t)
+	for i := range d.mappings {
+		d.mappings[i].Waiting = true
+	}
+	for _, test := range []struct{ args, want string }{
+		{"list", "b2  map   tcp       192.168.1.10:4500  waits for an address  any "},
+		{"list --json", `"external":"203.0.113.2:4500","waiting":true`},
+		{"show a1", "external     waits for an address\n"},
+		{"delete b2", "tcp 192.168.1.10:4500 (waits for an external address) is deleted\n"},
+		{"delete c3", "tcp 192.168.1.10:4500 -> 198.51.100.7:443 (waits for an external address) is deleted\n"},
+	} {
+		if got := d.run(t, test.args); got.code != 0 || !strings.Contains(got.stdout, test.want) {
+			t.Errorf("%s: %+v, want %q", test.args, got, test.want)
+		}
+	}
+	e := control.Event{Time: time.Date(2026, 11, 23, 18, 0, 0, 0, time.Local), Type: control.EventWaiting, Mapping: d.mappings[0]}
+	if got := eventLine(&e); got != "2026-11-23 18:00:00 waiting udp 192.168.1.10:4500 (waits for an external address) for 60 s" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestManyFilters(t *testing.T) {
 	d := newDaemon(t)
 	d.mappings[1].Filters = []string{"198.51.100.1/32", "198.51.100.2/32"}
@@ -224,7 +247,7 @@ func TestEventLine(t *testing.T) {
 	gre := mapping("g", "", pcp.Mapping{Protocol: pcp.ProtocolGRE, Internal: netip.MustParseAddrPort("192.168.1.10:0"),
 		External: netip.MustParseAddrPort("203.0.113.2:0")})
 	for _, test := range []struct{ kind, want string }{
-		{control.EventCreated, " for 60 s"}, {control.EventRenewed, " for 60 s"}, {control.EventMoved, " for 60 s"},
+		{control.EventCreated, " for 60 s"}, {control.EventRenewed, " for 60 s"}, {control.EventMoved, " for 60 s"}, {control.EventWaiting, " for 60 s"},
 		{control.EventDeleted, ""}, {control.EventExpired, ""},
 	} {
 		e := control.Event{Time: time.Date(2026, 11, 23, 18, 0, 0, 0, time.Local), Type: test.kind, Mapping: gre}
@@ -331,31 +354,62 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-func TestWatchEndsWithDaemon(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "control.sock")
-	ctx, stop := context.WithCancel(t.Context())
-	l, err := control.Listen(ctx, path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	served, done := make(chan error, 1), make(chan int, 1)
-	srv := control.NewServer(control.Config{Source: &daemon{}})
-	go func() { served <- srv.Serve(ctx, l) }()
-	live := make(chan string, 64)
-	var stdout, stderr bytes.Buffer
-	tl := &tool{stdout: tee{&stdout, live}, stderr: &stderr}
-	go func() { done <- tl.run(t.Context(), []string{"watch", "--control", path}) }()
-	for seen := false; !seen; {
-		srv.Publish(control.Event{Type: control.EventDeleted})
-		select {
-		case <-live:
-			seen = true
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	stop()
-	<-served
-	if code := <-done; code != 1 || !strings.Contains(stderr.String(), "the daemon ended the stream") {
-		t.Errorf("%d, %q", code, stderr.String())
+// The stream is taken up again after a restart of the daemon, and the gap is
+// said. Nobody to watch at the beginning is a failure.
+func TestWatchOutlivesDaemon(t *testing.T) {
+	for _, test := range []struct{ args, lost, back string }{
+		{"watch", " lost the daemon ended the stream of events: it stops or restarts, or this reader was too slow; trying to reach it again\n",
+			" is not shown, pcpctl list tells what there is\n"},
+		{"watch --json", `"type":"lost","text":"the daemon ended`, `"type":"back","since":"20`},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "control.sock")
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			live, done := make(chan string, 1024), make(chan int, 1)
+			var stdout, stderr bytes.Buffer
+			tl := &tool{stdout: tee{&stdout, live}, stderr: &stderr}
+			serve := func() (srv *control.Server, stop func()) {
+				serving, cancel := context.WithCancel(t.Context())
+				l, err := control.Listen(serving, path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				srv, served := control.NewServer(control.Config{Source: &daemon{}}), make(chan error, 1)
+				go func() { served <- srv.Serve(serving, l) }()
+				return srv, func() { cancel(); <-served }
+			}
+			await := func(part string, publish func()) {
+				t.Helper()
+				deadline := time.After(10 * time.Second)
+				for {
+					publish()
+					select {
+					case line := <-live:
+						if strings.Contains(line, part) {
+							return
+						}
+					case <-time.After(5 * time.Millisecond):
+					case <-deadline:
+						t.Fatalf("%q is not said", part)
+					}
+				}
+			}
+			for run := range 2 {
+				srv, stop := serve()
+				if run == 0 {
+					go func() { done <- tl.run(ctx, append(strings.Fields(test.args), "--control", path)) }()
+				} else {
+					await(test.back, func() {})
+				}
+				await("deleted", func() { srv.Publish(control.Event{Type: control.EventDeleted}) })
+				stop()
+				await(test.lost, func() {})
+			}
+			interrupt()
+			if code := <-done; code != 0 || stderr.Len() != 0 {
+				t.Errorf("interrupted: %d, %q", code, stderr.String())
+			}
+		})
 	}
 }

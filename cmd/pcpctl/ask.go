@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -230,7 +231,9 @@ func (t *tool) report(a *asking, results []pcpclient.Result, err error) error {
 	silent := 0
 	for i := range results {
 		if errors.Is(results[i].Err, pcpclient.ErrNoAnswer) {
-			silent++
+			if !impossible(results[i].Err) {
+				silent++
+			}
 			// Of routers that were only found, that is usual for one
 			// if another does what is asked.
 			if err == nil && !a.json && len(a.servers) == 0 {
@@ -246,6 +249,13 @@ func (t *tool) report(a *asking, results []pcpclient.Result, err error) error {
 		return errSaid
 	}
 	return err
+}
+
+// impossible reports whether the system says that packets do not get there, as
+// it does where nobody listens: that is no silence.
+func impossible(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno) && !errno.Timeout()
 }
 
 // keep asks for the mapping and keeps it until ctx ends.

@@ -60,7 +60,7 @@ func commands() []command {
 		{"show", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "show one mapping", "", (*tool).show},
 		{"delete", "ID | PROTOCOL INTERNAL-ADDR:PORT [REMOTE-ADDR:PORT]", "delete one mapping and cut the flows that came in by it",
 			"Flows that the inside socket began itself live on, except that of a deleted\nPEER mapping.\n", (*tool).delete},
-		{"watch", "[flags]", "print every change of a mapping as it happens", "", (*tool).watch},
+		{"watch", "[flags]", "print every change of a mapping as it happens", watchNote, (*tool).watch},
 		{"stats", "[flags]", "print pcpd's counters", "", (*tool).stats},
 		{"pools", "[flags]", "print what each pool of external addresses has and how much of it is in use", "", (*tool).pools},
 		{"who", "EXTERNAL-ADDR PORT [TIME] [flags]", "say who has an external port, or had it at a time", whoNote, (*tool).who},

@@ -190,7 +190,7 @@ func TestAsk(t *testing.T) {
 		{name: "map refused", args: "map " + udp, refuse: pcp.ResultNotAuthorized, code: 1,
 			text: "127.0.0.1:5351 refused: NOT_AUTHORIZED, its policy forbids it, or the mapping exists and has another nonce: give that with --nonce; it will say so again for 1800 s"},
 		{name: "nobody there", args: "map --server 127.0.0.1:5352 " + udp, code: 1,
-			text: "no answer from 127.0.0.1:5352: "},
+			text: "no PCP server listens at 127.0.0.1:5352: the packets are refused\n"},
 		{name: "peer", args: "peer --remote 198.51.100.7:443 --protocol tcp --internal-port 50000 --nonce " + nonce,
 			stdout: "tcp 127.0.0.1:50000 -> 198.51.100.7:443 as 203.0.113.2:4500 for 3600 s\n"},
 		{name: "peer query", args: "peer --remote 198.51.100.7:443 --protocol tcp --internal-port 50000 --lifetime 0", keeps: 90 * time.Second,
@@ -205,7 +205,7 @@ func TestAsk(t *testing.T) {
 		{name: "map refused in JSON", args: "map --json " + udp, refuse: pcp.ResultUserExQuota, code: 1,
 			stdout: `{"server":"127.0.0.1:5351","result":"USER_EX_QUOTA","lifetime":30,"epoch":100,"error":"USER_EX_QUOTA"}` + "\n"},
 		{name: "two servers, one silent", args: "map --server 127.0.0.1 --server 127.0.0.1:5352 " + udp,
-			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s\n", text: "pcpctl map: no answer from 127.0.0.1:5352: "},
+			stdout: "udp 203.0.113.2:4500 -> 127.0.0.1:4500 for 3600 s\n", text: "pcpctl map: no PCP server listens at 127.0.0.1:5352: the packets are refused\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -248,6 +248,17 @@ func TestTimeout(t *testing.T) {
 		}
 		if hint := strings.Contains(got.stderr, hintSilence+"\n"); hint == strings.Contains(args, "--json") {
 			t.Errorf("pcpctl %s: the hint at the router: %+v", args, got)
+		}
+	}
+}
+
+// Where nobody listens, the hint at the router would be a false one.
+func TestRefusedPackets(t *testing.T) {
+	s := newServer(t)
+	for _, args := range []string{"map --protocol udp --internal-port 4500", "announce"} {
+		got := s.run(args + " --timeout 2s --server 127.0.0.1:5399")
+		if name, _, _ := strings.Cut(args, " "); got.code != 1 || got.stderr != "pcpctl "+name+": no PCP server listens at 127.0.0.1:5399: the packets are refused\n" {
+			t.Errorf("pcpctl %s: %+v", args, got)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"pcpd/pcp"
@@ -169,7 +170,11 @@ func deleted(r *pcpclient.Result) string {
 // refusal says why a server did not do it.
 func refusal(r *pcpclient.Result) string {
 	var refused *pcp.Error
-	if !errors.As(r.Err, &refused) {
+	switch {
+	case errors.As(r.Err, &refused):
+	case errors.Is(r.Err, syscall.ECONNREFUSED):
+		return fmt.Sprintf("no PCP server listens at %s: the packets are refused", r.Server)
+	default:
 		return r.Err.Error()
 	}
 	s := fmt.Sprintf("%s refused: %s", r.Server, refused)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -26,7 +25,9 @@ TIME is as in 2026-11-23T21:00:00Z or, by this machine's clock, in
 "2026-11-23 21:00:00". What was then is read from the log in JSON that pcpd
 writes with --nat-log json=FILE; without --log it is that file. Give files of
 before a rotation first, each with a --log of its own; they may be compressed
-with gzip. Ports that are computed from addresses are told for the present
+with gzip. SINCE is told by a log only. UNTIL is when it ended, for now when a
+mapping ends unless it is renewed, and "still" what had not ended when the log
+did. Ports that are computed from addresses are told for the present
 configuration. The exit code is 1 if there is nobody.
 `
 
@@ -78,7 +79,7 @@ func (t *tool) who(ctx context.Context, fs *pflag.FlagSet, args []string) error 
 	if err != nil {
 		return err
 	}
-	addr, err := netip.ParseAddr(l.args[0])
+	addr, err := parseAddr(l.args[0])
 	if err != nil {
 		return usagef("external address %q: %v", l.args[0], err)
 	}
@@ -92,7 +93,6 @@ func (t *tool) who(ctx context.Context, fs *pflag.FlagSet, args []string) error 
 			return usageError{err.Error()}
 		}
 	}
-	addr = addr.Unmap()
 	return t.answerHoldings(ctx, &l, fmt.Sprintf("nobody has port %d of %s", port, addr),
 		func() ([]control.Holding, error) { return l.client.Who(ctx, addr, uint16(port), protocol) },
 		func(e *natlog.Event) bool { return e.Has(addr, uint16(port), protocol) })
@@ -104,11 +104,10 @@ func (t *tool) ports(ctx context.Context, fs *pflag.FlagSet, args []string) erro
 	if err != nil {
 		return err
 	}
-	addr, err := netip.ParseAddr(l.args[0])
+	addr, err := parseAddr(l.args[0])
 	if err != nil {
 		return usagef("subscriber %q: %v", l.args[0], err)
 	}
-	addr = addr.Unmap()
 	return t.answerHoldings(ctx, &l, fmt.Sprintf("%s has no external port", addr),
 		func() ([]control.Holding, error) { return l.client.Ports(ctx, addr) },
 		func(e *natlog.Event) bool { return e.Subscriber == addr })
@@ -225,7 +224,7 @@ func (t *tool) holdings(list []control.Holding) error {
 	fmt.Fprintln(w, "SUBSCRIBER\tPORT\tPROTOCOL\tEXTERNAL\tPORTS\tBY\tPOOL\tSINCE\tUNTIL")
 	for _, h := range list {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", h.Subscriber, orDash(h.InternalPort != 0, h.InternalPort), orDash(h.Protocol != "", h.Protocol),
-			h.External, portsText(h.First, h.Last), h.By, orDash(h.Pool != "", h.Pool), when(h.Since), when(h.Until))
+			h.External, portsText(h.First, h.Last), h.By, orDash(h.Pool != "", h.Pool), when(h.Since), until(&h))
 	}
 	return w.Flush()
 }
@@ -242,6 +241,14 @@ func portsText(first, last uint16) string {
 		return strconv.Itoa(int(first))
 	}
 	return fmt.Sprintf("%d-%d", first, last)
+}
+
+// until says when a holding ended. One with a beginning is from a log.
+func until(h *control.Holding) string {
+	if h.Until == nil && h.Since != nil {
+		return "still"
+	}
+	return when(h.Until)
 }
 
 func when(t *time.Time) string {

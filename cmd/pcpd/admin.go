@@ -101,6 +101,7 @@ func shown(i pcpserver.Info) control.Mapping {
 	m.ID = formatID(i.Mapping.Key())
 	m.Subscriber = i.Subscriber.String()
 	m.Via = "pcp"
+	m.Waiting = i.Suspended
 	return m
 }
 

@@ -359,17 +359,24 @@ func (s *pooled) Ports(subscriber netip.Addr) []control.Holding {
 
 // mapped returns the mappings that match, one of each socket.
 func (s *pooled) mapped(match func(m *pcp.Mapping) bool) []control.Holding {
-	found := map[natSocket]netip.AddrPort{}
+	type holding struct {
+		external netip.AddrPort
+		left     time.Duration // of the mapping that lives longest
+	}
+	found := map[natSocket]holding{}
 	s.server.Mappings(s.now(), func(i pcpserver.Info) bool {
 		if i.Type == pcpserver.TypeNAT444 && !i.Suspended && match(&i.Mapping) {
-			found[natSocket{i.Mapping.Protocol, i.Mapping.Internal}] = i.Mapping.External
+			socket := natSocket{i.Mapping.Protocol, i.Mapping.Internal}
+			found[socket] = holding{i.Mapping.External, max(i.Left, found[socket].left)}
 		}
 		return true
 	})
 	var out []control.Holding
-	for socket, external := range found {
+	now := time.Now() // the engine's clock may not be that of the wall
+	for socket, held := range found {
+		external, until := held.external, now.Add(held.left).Truncate(time.Second)
 		out = append(out, control.Holding{By: control.ByMapping, Pool: s.d.watch.poolOf(socket.internal.Addr()), Subscriber: socket.internal.Addr(),
-			InternalPort: socket.internal.Port(), Protocol: socket.protocol.String(), External: external.Addr(), First: external.Port(), Last: external.Port()})
+			InternalPort: socket.internal.Port(), Protocol: socket.protocol.String(), External: external.Addr(), First: external.Port(), Last: external.Port(), Until: &until})
 	}
 	slices.SortFunc(out, func(a, b control.Holding) int { return int(a.First) - int(b.First) })
 	return out

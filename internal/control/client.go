@@ -27,7 +27,7 @@ func (e *Error) Error() string { return e.Message }
 
 // ErrEnded is what Watch returns when the daemon ended the stream: it stops,
 // or this reader was slower than its mappings change.
-var ErrEnded = errors.New("the daemon ended the stream of events: it stops, or this reader was too slow")
+var ErrEnded = errors.New("the daemon ended the stream of events: it stops or restarts, or this reader was too slow")
 
 // Client talks to a daemon. Its methods may be called at the same time.
 type Client struct {

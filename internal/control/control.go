@@ -43,6 +43,10 @@ type Mapping struct {
 	Protocol string         `json:"protocol"`
 	Internal netip.AddrPort `json:"internal"`
 	External netip.AddrPort `json:"external"`
+	// Waiting: there is no external address for the mapping at present.
+	// External is the one that it had; packets do not pass until it has one
+	// again.
+	Waiting bool `json:"waiting,omitempty"`
 	// Remote is the remote peer of a PEER mapping and nil for others.
 	Remote *netip.AddrPort `json:"remote,omitempty"`
 	// Filters are PREFIX or PREFIX,PORT. None: every remote peer may send.
@@ -99,6 +103,9 @@ const (
 	EventExpired = "expired"
 	// EventMoved: the mapping got another external address or port.
 	EventMoved = "moved"
+	// EventWaiting: its external address is gone. EventMoved follows when
+	// it has one again.
+	EventWaiting = "waiting"
 )
 
 // Event is one change of one mapping.

@@ -77,7 +77,9 @@ type Holding struct {
 	External     netip.Addr `json:"external"`
 	First        uint16     `json:"first_port"`
 	Last         uint16     `json:"last_port"`
-	// Since and Until are of answers from a log: nil is not known, or now.
+	// Since is of answers from a log. Until is when it ended, and in an answer
+	// for now when it ends unless it is renewed. Nil is not known, or not
+	// fixed.
 	Since *time.Time `json:"since,omitempty"`
 	Until *time.Time `json:"until,omitempty"`
 }

@@ -194,12 +194,13 @@ const (
 	EventDeleted           // by its client, an administrator or a device that lost it
 	EventExpired           // its lifetime is over
 	EventMoved             // it has another external address or port
+	EventWaiting           // its external address is gone: it is kept until there is one
 )
 
-// String returns "created", "renewed", "deleted", "expired" or "moved", and
-// "event(9)" for a value without a name.
+// String returns "created", "renewed", "deleted", "expired", "moved" or
+// "waiting", and "event(9)" for a value without a name.
 func (k EventKind) String() string {
-	if names := [...]string{"created", "renewed", "deleted", "expired", "moved"}; int(k) < len(names) {
+	if names := [...]string{"created", "renewed", "deleted", "expired", "moved", "waiting"}; int(k) < len(names) {
 		return names[k]
 	}
 	return "event(" + strconv.Itoa(int(k)) + ")"

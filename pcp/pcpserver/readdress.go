@@ -303,5 +303,8 @@ func (s *Server) moved(now time.Time, mv *move) bool {
 		s.table.remove(e)
 		return true
 	}
+	if news {
+		s.event(EventWaiting, e, now)
+	}
 	return news
 }

@@ -352,6 +352,9 @@ func TestB42_SuspendedIsPutBack(t *testing.T) {
 		s.ok(peer(5000, 600))
 		s.nat.renumber()
 		s.Readdress(s.now, nil)
+		if last := s.events[len(s.events)-1]; last.Kind != pcpserver.EventWaiting || !last.Info.Suspended {
+			t.Errorf("the last event is %+v", last)
+		}
 		s.refused(peer(5000, ask), pcp.ResultNetworkFailure)
 		s.nat.renumber("198.51.100.9")
 		got := s.ok(peer(5000, ask))

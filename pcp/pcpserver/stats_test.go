@@ -51,7 +51,8 @@ func TestStatsNameEveryKnownOption(t *testing.T) {
 func TestUnknownNames(t *testing.T) {
 	for got, want := range map[string]string{
 		pcpserver.EventMoved.String():      "moved",
-		pcpserver.EventKind(5).String():    "event(5)",
+		pcpserver.EventWaiting.String():    "waiting",
+		pcpserver.EventKind(6).String():    "event(6)",
 		pcpserver.EventKind(255).String():  "event(255)",
 		pcpserver.DropSubscriber.String():  "subscriber",
 		pcpserver.DropReason(255).String(): "drop(255)",
