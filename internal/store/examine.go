@@ -9,8 +9,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // others are the rights of the group and of everybody.
@@ -47,33 +45,42 @@ func guard(f func() error) (err error) {
 }
 
 // Examine looks at the state file in dir, as Open would, and changes nothing.
-// It returns an error if Open would fail, and else what Open would do that an
-// administrator should know of. A directory or a file that does not exist is
-// neither.
+// It returns an error if Open would fail, or if nothing could be written, and
+// else what Open would do that an administrator should know of. A directory or
+// a file that does not exist is neither.
 func Examine(dir string) (warnings []string, err error) {
 	path := filepath.Join(dir, FileName)
 	fi, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, examineDisk(path, nil)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("state file: %w", err)
 	}
-	if err := writable(path); err != nil {
-		return nil, err
+	if err := writable(path); err != nil && !blocked(err) {
+		return nil, fmt.Errorf("the state cannot be written: %w", err)
 	}
 	if mode := fi.Mode().Perm(); mode&others != 0 {
 		warnings = append(warnings, fmt.Sprintf("the state file has mode %#o, so others may read the nonces in it; pcpd would take that right away", mode))
 	}
+	var c content
 	err = guard(func() error {
 		if fi.Size() == 0 {
 			return errEmpty
 		}
-		_, err := verify(path)
+		db, err := openFile(path, true)
+		if err != nil {
+			return err
+		}
+		defer closeQuietly(db)
+		c, err = verify(db)
 		return err
 	})
 	if damage := (*damageError)(nil); errors.As(err, &damage) {
 		return append(warnings, fmt.Sprintf("%v; pcpd would set it aside and begin without it", err)), nil
+	}
+	if err == nil {
+		err = examineDisk(path, &c)
 	}
 	return warnings, err
 }
@@ -93,17 +100,6 @@ func tighten(path string) (fs.FileMode, error) {
 		return 0, fmt.Errorf("others may read the nonces in the state file, and its mode %#o cannot be changed; run `chmod 0600 %s`: %w", mode, path, err)
 	}
 	return mode, nil
-}
-
-// writable returns why nothing can be written to the file, or beside it, as
-// when the file system is read-only.
-func writable(path string) error {
-	for _, p := range []string{path, filepath.Dir(path)} {
-		if err := unix.Faccessat(unix.AT_FDCWD, p, unix.W_OK, unix.AT_EACCESS); err != nil {
-			return fmt.Errorf("the state cannot be written: %w", &fs.PathError{Op: "write", Path: p, Err: err})
-		}
-	}
-	return nil
 }
 
 // refused reports whether err is the system's word on a file that it does not

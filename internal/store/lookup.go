@@ -12,7 +12,7 @@ import (
 func (s *Store) Lookup(k pcp.Key) (r pcpserver.Record, found bool, err error) {
 	key := appendKey(nil, k)
 	s.mu.Lock()
-	value, pending := s.pending[string(key)]
+	value, pending := s.gathered(key)
 	s.mu.Unlock()
 	if pending {
 		if value == nil {
@@ -20,6 +20,11 @@ func (s *Store) Lookup(k pcp.Key) (r pcpserver.Record, found bool, err error) {
 		}
 		r, err = decode(key, value)
 		return r, err == nil, err
+	}
+	s.file.RLock()
+	defer s.file.RUnlock()
+	if s.db == nil {
+		return r, false, nil
 	}
 	err = s.db.View(func(tx *bolt.Tx) error {
 		value := tx.Bucket(bucketMappings).Get(key)

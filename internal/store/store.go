@@ -6,6 +6,9 @@
 // unclean end a Relaxed file may lack the last seconds: Snapshot.Lost says so,
 // and the epoch must start anew (RFC 6887, Section 8.5).
 //
+// A disk that is full, or mounted read-only, when the store is opened makes it
+// wait: what is in the file is read, nothing is written until that succeeds.
+//
 // The file is locked while open, has mode 0600 since nonces are secrets, and
 // carries a digest over all records: a file of which any part is missing, old
 // or damaged is set aside whole and never half read.
@@ -13,8 +16,6 @@ package store
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,7 +26,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 
 	"pcpd/pcp/pcpserver"
 )
@@ -44,17 +44,6 @@ const FlushInterval = 5 * time.Second
 // FileName is the state file's name in its directory.
 const FileName = "mappings.db"
 
-const formatVersion = 1
-
-var (
-	bucketMeta     = []byte("meta")
-	bucketMappings = []byte("mappings")
-	keyVersion     = []byte("version")
-	keyEpoch       = []byte("epoch")
-	keyDigest      = []byte("digest")
-	keyOpen        = []byte("open") // present while a Relaxed store is open
-)
-
 // Snapshot is what was in the file when it was opened.
 type Snapshot struct {
 	Records []pcpserver.Record
@@ -69,45 +58,41 @@ type Snapshot struct {
 	// Tightened is the mode that the file had if others than its owner had
 	// rights to it, which are taken away; zero if none had.
 	Tightened fs.FileMode
+	// Blocked is why the file cannot be written at present; nil if it can.
+	Blocked error
 }
 
 // Store implements pcpserver.Store.
 type Store struct {
-	db    *bolt.DB
+	path  string
 	level Level
 
-	writing sync.Mutex // held for a whole transaction; guards digest
+	writing sync.Mutex // held for a whole transaction; guards what follows
 	digest  digest     // of the file
+	next    step       // while the store waits
+	found   content    // the file as it was opened, but its records
 
-	mu      sync.Mutex // guards what a Relaxed store has not written yet
-	pending map[string][]byte
-	failed  error
-	last    atomic.Pointer[error] // of the last write; nil if it succeeded
-	stop    chan struct{}
-	done    chan struct{}
-}
+	file    sync.RWMutex // guards db, but in those who know that it stays
+	db      *bolt.DB     // read-only, or nil, while the store waits
+	waiting atomic.Bool  // for a file that can be written
 
-// digest is the exclusive or of all records' hashes: it follows each change
-// at constant cost and tells any two sets of records apart.
-type digest [sha256.Size]byte
-
-func (d *digest) toggle(key, value []byte) {
-	var space [256]byte // enough for most, so nothing is allocated
-	b := binary.BigEndian.AppendUint32(space[:0], uint32(len(key)))
-	b = append(append(b, key...), value...)
-	sum := sha256.Sum256(b)
-	for i := range d {
-		d[i] ^= sum[i]
-	}
+	mu       sync.Mutex // guards what a Relaxed store has not written yet
+	pending  map[string][]byte
+	flushing map[string][]byte // what is being written
+	failed   error
+	last     atomic.Pointer[error] // of the last write; nil if it succeeded
+	stop     chan struct{}
+	done     chan struct{}
 }
 
 // Open opens or creates the state file in dir. A Relaxed store has a goroutine
 // that writes until Close. A damaged file is set aside,
 // which Snapshot tells; a file of a newer version is an error.
+//
+// A file that cannot be written because its disk is full or its file system
+// read-only is read all the same, and Snapshot.Blocked says why. Until Retry
+// succeeds Commit and SetEpoch fail.
 func Open(dir string, level Level) (*Store, Snapshot, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, Snapshot{}, fmt.Errorf("state directory: %w", err)
-	}
 	path := filepath.Join(dir, FileName)
 	st, snap, err := open(path, level)
 	var damage *damageError
@@ -123,231 +108,207 @@ func Open(dir string, level Level) (*Store, Snapshot, error) {
 	return st, snap, err
 }
 
-func open(path string, level Level) (st *Store, snap Snapshot, err error) {
-	err = guard(func() error {
-		st, snap, err = openUnguarded(path, level)
+func open(path string, level Level) (*Store, Snapshot, error) {
+	s := &Store{path: path, level: level}
+	var snap Snapshot
+	err := guard(func() (err error) {
+		snap, err = s.read()
 		return err
 	})
-	if err != nil {
-		return nil, snap, err
-	}
-	return st, snap, nil
-}
-
-func openUnguarded(path string, level Level) (st *Store, snap Snapshot, err error) {
-	fi, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err = createFile(path, content{}, ""); err != nil {
-			return nil, snap, err
-		}
-	case err != nil:
-		return nil, snap, fmt.Errorf("state file: %w", err)
-	case fi.Size() == 0:
-		return nil, snap, errEmpty
-	}
-	if snap.Tightened, err = tighten(path); err != nil {
-		return nil, snap, err
-	}
-	all, err := verify(path)
-	if err != nil {
-		return nil, snap, err
-	}
-	snap.Cause = checkHeads(path)
-	if err = writable(path); err != nil {
-		return nil, snap, err
-	}
-	if all.open != nil || snap.Cause != nil {
-		// Nobody closed it: its records are whole, but the list of its free
-		// pages has no digest. A file written anew has a good one.
-		if err = createFile(path, all, path); err != nil {
-			return nil, snap, err
+	if err == nil {
+		err = guard(s.takeOver)
+		if blocked(err) {
+			snap.Blocked = err
+			err = guard(func() error { return s.wait(snap.Blocked) })
 		}
 	}
-	snap.Records, snap.EpochStart = all.records, all.epoch
-	snap.Lost = snap.Cause != nil || len(all.open) == 1 && Level(all.open[0]) == Relaxed
-	db, err := openFile(path, false)
 	if err != nil {
-		return nil, snap, err
-	}
-	st = &Store{db: db, level: level, digest: all.digest}
-	if err = st.setOpen(true); err != nil {
-		closeQuietly(db)
+		closeQuietly(s.db)
 		return nil, Snapshot{}, err
 	}
+	s.found.records = nil
 	if level == Relaxed {
-		st.pending = make(map[string][]byte)
-		st.stop, st.done = make(chan struct{}), make(chan struct{})
-		go st.flusher()
+		s.pending = make(map[string][]byte)
+		s.stop, s.done = make(chan struct{}), make(chan struct{})
+		go s.flusher()
 	}
-	return st, snap, nil
+	return s, snap, nil
 }
 
-func openFile(path string, readOnly bool) (*bolt.DB, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second, FreelistType: bolt.FreelistMapType, ReadOnly: readOnly})
+// read reads the file, if there is one.
+func (s *Store) read() (snap Snapshot, err error) {
+	fi, err := os.Stat(s.path)
 	switch {
-	case errors.Is(err, berrors.ErrTimeout):
-		return nil, fmt.Errorf("state file %s is in use by another process", path)
-	case refused(err):
-		return nil, fmt.Errorf("state file cannot be opened: %w", err)
+	case errors.Is(err, fs.ErrNotExist):
+		s.next = stepCreate
+		return snap, nil
 	case err != nil:
-		return nil, &damageError{fmt.Errorf("%w (%w)", errCut, err)}
+		return snap, fmt.Errorf("state file: %w", err)
+	case fi.Size() == 0:
+		return snap, errEmpty
 	}
-	return db, nil
+	if snap.Tightened, err = tighten(s.path); err != nil {
+		return snap, err
+	}
+	if s.db, err = openFile(s.path, true); err != nil {
+		return snap, err
+	}
+	if s.found, err = verify(s.db); err != nil {
+		return snap, err
+	}
+	snap.Cause = checkHeads(s.path)
+	s.digest = s.found.digest
+	snap.Records, snap.EpochStart = s.found.records, s.found.epoch
+	snap.Lost = snap.Cause != nil || len(s.found.open) == 1 && Level(s.found.open[0]) == Relaxed
+	s.next = stepOpen
+	if s.found.open != nil || snap.Cause != nil {
+		// Nobody closed it: its records are whole, but the list of its free
+		// pages has no digest. A file written anew has a good one.
+		s.next = stepRewrite
+	}
+	return snap, nil
 }
 
-func closeQuietly(db *bolt.DB) {
-	defer func() { _ = recover() }()
-	_ = db.Close()
-}
+// step is what is to be done next before a file can be written.
+type step uint8
 
-// content is everything in a file.
-type content struct {
-	records []pcpserver.Record
-	epoch   time.Time
-	digest  digest
-	open    []byte // the level of whoever did not close it
-}
+const (
+	stepCreate  step = iota // there is no file
+	stepRewrite             // it was not closed
+	stepOpen                // it is open for reading only
+	stepMark                // it is open, and not marked as such
+)
 
-// createFile writes a whole new file beside path and puts it in its place. The
-// records are those of the file from, if that is not empty.
-func createFile(path string, c content, from string) error {
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("state file: %w", err)
+// takeOver makes the file one that can be written, from the step on that failed
+// the last time.
+func (s *Store) takeOver() error {
+	switch s.next {
+	case stepCreate:
+		if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+			return fmt.Errorf("state directory: %w", err)
+		}
+		if _, err := os.Lstat(s.path); err == nil {
+			return errInUse(s.path) // and was made by that
+		}
+		if err := createFile(s.path, &s.found, nil); err != nil {
+			return err
+		}
+	case stepRewrite, stepOpen:
+		if err := writable(s.path); err != nil {
+			return fmt.Errorf("the state cannot be written: %w", err)
+		}
+		if s.next == stepOpen {
+			break
+		}
+		if err := createFile(s.path, &s.found, s.db); err != nil {
+			return err
+		}
 	}
-	db, err := openFile(tmp, false)
-	if err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		mappings, err := tx.CreateBucket(bucketMappings)
+	if s.next != stepMark {
+		s.next = stepOpen
+		db, err := s.reopen()
 		if err != nil {
 			return err
 		}
-		mappings.FillPercent = 0.9
-		if from != "" {
-			if err := copyRecords(mappings, from); err != nil {
-				return err
-			}
-		}
-		meta, err := tx.CreateBucket(bucketMeta)
-		if err != nil {
-			return err
-		}
-		if !c.epoch.IsZero() {
-			if err := putEpoch(meta, c.epoch); err != nil {
-				return err
-			}
-		}
-		if c.open != nil {
-			if err := meta.Put(keyOpen, c.open); err != nil {
-				return err
-			}
-		}
-		return errors.Join(meta.Put(keyVersion, []byte{formatVersion}), meta.Put(keyDigest, c.digest[:]))
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		_ = os.Remove(tmp) // on a full disk its space is wanted
-		return fmt.Errorf("write state file: %w", err)
+		s.swap(db)
+		s.next = stepMark
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("state file: %w", err)
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("state directory: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return s.setOpen(true)
 }
 
-// copyRecords puts the records of a file that was verified into a bucket.
-func copyRecords(to *bolt.Bucket, from string) error {
-	db, err := openFile(from, true)
+// reopen opens the file for writing. It gives up that for reading, whose lock
+// is in the way.
+func (s *Store) reopen() (*bolt.DB, error) {
+	s.swap(nil)
+	return openFile(s.path, false)
+}
+
+// swap makes db the file and closes the last one.
+func (s *Store) swap(db *bolt.DB) {
+	s.file.Lock()
+	defer s.file.Unlock()
+	closeQuietly(s.db)
+	s.db = db
+}
+
+// wait leaves the store as one that waits to be written, because of err.
+func (s *Store) wait(err error) error {
+	s.waiting.Store(true)
+	s.last.Store(&err)
+	return s.hold()
+}
+
+// hold keeps others from a file that cannot be written, and lets it be read.
+func (s *Store) hold() error {
+	if s.next != stepRewrite && s.next != stepOpen {
+		return nil
+	}
+	s.swap(nil)
+	db, err := openAlone(s.path)
+	if err == nil {
+		s.swap(db)
+	}
+	return err
+}
+
+// Retry tries once more to write a file that Snapshot.Blocked told of, and
+// returns nil if that is not needed or not needed any more. It may be called
+// while the store is used; Commit does not wait for it.
+func (s *Store) Retry() error {
+	if !s.waiting.Load() {
+		return nil
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	err := guard(s.takeOver)
+	if err != nil && s.db == nil {
+		err = errors.Join(err, guard(s.hold))
+	}
 	if err != nil {
+		s.last.Store(&err)
 		return err
 	}
-	defer closeQuietly(db)
-	return db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketMappings).ForEach(func(k, v []byte) error {
-			return to.Put(k, bytes.Clone(v)) // which must outlive db
-		})
-	})
+	s.last.Store(nil)
+	s.waiting.Store(false)
+	return nil
 }
 
-func putEpoch(meta *bolt.Bucket, start time.Time) error {
-	return meta.Put(keyEpoch, binary.BigEndian.AppendUint64(nil, uint64(start.UnixNano())))
-}
-
-// leastRecord is less than a record takes in the file.
-const leastRecord = 32
-
-// verify reads everything, without changing the file, and compares it with
-// the digest.
-func verify(path string) (content, error) {
-	var c content
-	db, err := openFile(path, true)
-	if err != nil {
-		return c, err
-	}
-	defer closeQuietly(db)
-	var sum digest
-	err = db.View(func(tx *bolt.Tx) error {
-		meta, mappings := tx.Bucket(bucketMeta), tx.Bucket(bucketMappings)
-		if meta == nil || mappings == nil {
-			return &damageError{errors.New("bucket is missing")}
-		}
-		v := meta.Get(keyVersion)
-		if len(v) != 1 {
-			return &damageError{errors.New("version is missing")}
-		}
-		if v[0] != formatVersion {
-			return fmt.Errorf("state file has format %d and this version reads format %d; move it away or use the version that wrote it", v[0], formatVersion)
-		}
-		if e := meta.Get(keyEpoch); len(e) == 8 {
-			c.epoch = time.Unix(0, int64(binary.BigEndian.Uint64(e))).UTC()
-		}
-		c.open = bytes.Clone(meta.Get(keyOpen))
-		copy(c.digest[:], meta.Get(keyDigest))
-		c.records = make([]pcpserver.Record, 0, min(mappings.Stats().KeyN, int(tx.Size())/leastRecord))
-		return mappings.ForEach(func(k, v []byte) error {
-			sum.toggle(k, v)
-			r, err := decode(k, v)
-			if err != nil {
-				return &damageError{err}
-			}
-			c.records = append(c.records, r)
-			return nil
-		})
-	})
-	if err == nil && sum != c.digest {
-		err = &damageError{errors.New("records do not match their digest")}
-	}
-	return c, err
-}
-
+// setOpen marks the file as one that is open, or not.
 func (s *Store) setOpen(open bool) error {
 	return s.db.Update(func(tx *bolt.Tx) error {
-		if open {
-			return tx.Bucket(bucketMeta).Put(keyOpen, []byte{byte(s.level)})
+		meta := tx.Bucket(bucketMeta)
+		switch {
+		case !open:
+			return meta.Delete(keyOpen)
+		case !bytes.Equal(meta.Get(keyDigest), s.digest[:]):
+			return fmt.Errorf("another process has written state file %s since it was read", s.path)
 		}
-		return tx.Bucket(bucketMeta).Delete(keyOpen)
+		return meta.Put(keyOpen, []byte{byte(s.level)})
 	})
 }
 
 // Commit implements pcpserver.Store.
 func (s *Store) Commit(changes []pcpserver.Change) error {
-	if s.level == Sync {
-		return s.write(func(put func(k, v []byte) error) error {
-			for _, ch := range changes {
-				if err := put(encode(ch)); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, nil)
+	if s.waiting.Load() {
+		return s.Err()
 	}
+	if s.level == Relaxed {
+		return s.gather(changes)
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.write(func(put func(k, v []byte) error) error {
+		for _, ch := range changes {
+			if err := put(encode(ch)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil)
+}
+
+// gather is Commit of a Relaxed store.
+func (s *Store) gather(changes []pcpserver.Change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failed != nil {
@@ -358,6 +319,14 @@ func (s *Store) Commit(changes []pcpserver.Change) error {
 		s.pending[string(k)] = v
 	}
 	return nil
+}
+
+// gathered returns what is to be written of a key, and whether anything is.
+func (s *Store) gathered(k []byte) (value []byte, is bool) {
+	if value, is = s.pending[string(k)]; !is {
+		value, is = s.flushing[string(k)]
+	}
+	return value, is
 }
 
 // encode returns key and value; a nil value is a removal.
@@ -372,13 +341,16 @@ func encode(ch pcpserver.Change) (k, v []byte) {
 // SetEpoch implements pcpserver.Store. It is always durable when it returns:
 // it is rare, and an epoch that went backwards unseen would be a lie.
 func (s *Store) SetEpoch(start time.Time) error {
+	if s.waiting.Load() {
+		return s.Err()
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	return s.write(func(func(k, v []byte) error) error { return nil }, &start)
 }
 
 // write runs one transaction and keeps the digest in step with it.
 func (s *Store) write(body func(put func(k, v []byte) error) error, epoch *time.Time) error {
-	s.writing.Lock()
-	defer s.writing.Unlock()
 	var sum digest
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		sum = s.digest
@@ -440,9 +412,11 @@ func (s *Store) flusher() {
 // Flush writes what a Relaxed store has gathered. If that fails, Commit fails
 // until a later flush succeeds; nothing gathered is dropped.
 func (s *Store) Flush() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.Lock()
 	todo := s.pending
-	s.pending = make(map[string][]byte)
+	s.pending, s.flushing = make(map[string][]byte), todo
 	s.mu.Unlock()
 	if len(todo) == 0 {
 		return nil
@@ -457,7 +431,7 @@ func (s *Store) Flush() error {
 	}, nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed = err
+	s.failed, s.flushing = err, nil
 	if err != nil {
 		for k, v := range s.pending {
 			todo[k] = v
@@ -474,6 +448,12 @@ func (s *Store) Close() error {
 		close(s.stop)
 		<-s.done
 		err = s.Flush()
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.waiting.Load() {
+		closeQuietly(s.db)
+		return err
 	}
 	if err == nil {
 		err = s.setOpen(false)
