@@ -30,6 +30,7 @@ type daemon struct {
 	cfg     *config
 	log     *slog.Logger
 	clock   clock
+	state   *state
 	started time.Time // by the wall clock, to be shown
 	monitor *netif.Monitor
 	machine machine
@@ -141,7 +142,7 @@ func (d *daemon) start() error {
 		return err
 	}
 	d.closers = append(d.closers, st.close)
-	d.clock = st.clock
+	d.state, d.clock = st, st.clock
 	d.tellPassed()
 	d.tellPresence(d.machine.interfaces)
 	external := d.machine.external(d.cfg)
@@ -314,6 +315,7 @@ func (d *daemon) serve(ctx context.Context, listener net.Listener, conns []pcpse
 	part(func() error { return d.control.Serve(ctx, listener) })
 	part(func() error { return d.server.Serve(ctx, d.clock.now, conns...) })
 	parts.Go(func() { d.hangups(ctx) })
+	parts.Go(func() { d.state.heal(ctx, d.log) })
 	parts.Go(func() { d.watchNAT(ctx) })
 	parts.Go(func() { d.flows.run(ctx) })
 	refused := refusals{log: d.log, results: func() map[string]uint64 { return d.server.Stats(d.clock.now()).Results }}

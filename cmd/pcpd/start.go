@@ -57,7 +57,7 @@ func examineStart(ctx context.Context, c *config) []control.Finding {
 
 // examineState looks at the state directory.
 func examineState(dir string, out *findings) {
-	if err := usableDirectory(dir); err != nil {
+	if err := usableDirectory(dir); err != nil && !store.Blocked(err) {
 		out.problem("--state %s: %v", dir, err)
 		return
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"pcpd/internal/control"
 	"pcpd/internal/store"
@@ -28,6 +27,9 @@ type state struct {
 	// lost: acknowledged mappings may be gone, so the epoch starts anew
 	// (RFC 6887, Section 8.5).
 	lost bool
+	// unwritten tries once more to write what could not be written at the
+	// start; nil if nothing is left to write.
+	unwritten func() error
 }
 
 func (s *state) close() error {
@@ -57,16 +59,21 @@ func openState(c *config, log *slog.Logger) (*state, error) {
 		level = store.Relaxed
 	}
 	st, snap, err := store.Open(c.state, level)
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return nil, fmt.Errorf("--state %s: make room on that disk, or start with --durability none: %w", c.state, err)
-	case err != nil:
+	if err != nil {
 		return nil, fmt.Errorf("--state %s: %w", c.state, err)
 	}
-	ck, err := continueClock(c.state)
+	ck, write, err := continueClock(c.state)
 	if err != nil {
 		st.Close()
 		return nil, fmt.Errorf("--state %s: %w", c.state, err)
+	}
+	clockErr := write()
+	if clockErr != nil && !store.Blocked(clockErr) {
+		st.Close()
+		return nil, fmt.Errorf("--state %s: %w", c.state, clockErr)
+	}
+	if snap.Blocked != nil {
+		log.Error("the state cannot be written, so requests that change a mapping are refused until it can; what is in it stays in force; "+store.Advice(snap.Blocked), "path", c.state, "mappings", len(snap.Records), "err", snap.Blocked)
 	}
 	switch {
 	case snap.Cause != nil && snap.SetAside == "":
@@ -81,6 +88,9 @@ func openState(c *config, log *slog.Logger) (*state, error) {
 		log.Warn(w)
 	}
 	s := &state{store: st, snapshot: snap, clock: ck, epochStart: snap.EpochStart, lost: snap.Lost}
+	if snap.Blocked != nil || clockErr != nil {
+		s.unwritten = func() error { return errors.Join(st.Retry(), write()) }
+	}
 	// An epoch that began in the future is that of a machine whose clock
 	// was not set then, or is not now: what time has passed is not known.
 	if now := ck.now(); s.epochStart.IsZero() || s.epochStart.After(now) {
@@ -99,6 +109,34 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+const (
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+)
+
+// heal tries again and again, less and less often, to write what could not be
+// written at the start, until that succeeds or ctx ends.
+func (s *state) heal(ctx context.Context, log *slog.Logger) {
+	if s.unwritten == nil {
+		return
+	}
+	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		if err := s.unwritten(); err != nil {
+			log.Debug("the state cannot be written yet", "err", err)
+			continue
+		}
+		log.Info("the state can be written again")
+		return
+	}
+}
+
 // clockFile is the file in the state directory that says which time the
 // daemon's clock shows in this boot of the machine.
 const clockFile = "clock"
@@ -106,29 +144,37 @@ const clockFile = "clock"
 // continueClock returns the clock of the daemon that ran before in the same
 // boot of the machine, so that a wall clock that was set meanwhile does not
 // lengthen, or end, the lifetimes in the state. In another boot there is only
-// the wall clock to go by.
-func continueClock(dir string) (clock, error) {
+// the wall clock to go by. write puts the clock into its file, unless it is
+// there.
+func continueClock(dir string) (c clock, write func() error, err error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return clock{}, fmt.Errorf("identify this boot: %w", err)
+		return clock{}, nil, fmt.Errorf("identify this boot: %w", err)
 	}
 	boot := strings.TrimSpace(string(id))
 	path := filepath.Join(dir, clockFile)
 	if b, err := os.ReadFile(path); err == nil {
 		if c, ok := parseClock(string(b), boot); ok {
-			return c, nil
+			return c, func() error { return nil }, nil
 		}
 	}
-	c := newClock()
+	c = newClock()
 	zero := c.start.Add(-c.boot)
+	return c, func() error { return writeClock(path, boot+" "+strconv.FormatInt(zero.UnixNano(), 10)+"\n") }, nil
+}
+
+// writeClock replaces the clock file.
+func writeClock(path, text string) error {
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, []byte(boot+" "+strconv.FormatInt(zero.UnixNano(), 10)+"\n"), 0o600); err != nil {
-		return clock{}, fmt.Errorf("write the clock file: %w", err)
+	err := os.WriteFile(tmp, []byte(text), 0o600)
+	if err == nil {
+		err = os.Rename(tmp, path)
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return clock{}, fmt.Errorf("write the clock file: %w", err)
+	if err != nil {
+		_ = os.Remove(tmp) // on a full disk its space is wanted
+		return fmt.Errorf("write the clock file: %w", err)
 	}
-	return c, nil
+	return nil
 }
 
 // parseClock reads "BOOT-ID NANOSECONDS", the time at which the machine

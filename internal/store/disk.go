@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// blocked reports whether err says that the disk is full or the file system
+// Blocked reports whether err says that the disk is full or the file system
 // read-only: a reason to wait for better times.
-func blocked(err error) bool {
+func Blocked(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS)
 }
 
@@ -24,10 +24,10 @@ func Advice(err error) string {
 	return "make room on the disk that holds it"
 }
 
-// writable returns why nothing can be written to the file, or beside it, as
-// when the file system is read-only.
-func writable(path string) error {
-	for _, p := range []string{path, filepath.Dir(path)} {
+// writable returns why a file or a directory cannot be written to, as when the
+// file system is read-only.
+func writable(paths ...string) error {
+	for _, p := range paths {
 		if err := unix.Faccessat(unix.AT_FDCWD, p, unix.W_OK, unix.AT_EACCESS); err != nil {
 			return &fs.PathError{Op: "write", Path: p, Err: err}
 		}
@@ -60,15 +60,15 @@ const spare = 64 << 10
 // of which c is the content, can be read. Nil is that of no file.
 func examineDisk(path string, c *content) error {
 	dir, need := filepath.Dir(path), int64(spare)
-	var err error
+	for _, missing := os.Stat(dir); errors.Is(missing, fs.ErrNotExist) && dir != filepath.Dir(dir); _, missing = os.Stat(dir) {
+		dir = filepath.Dir(dir)
+	}
+	err := writable(dir)
 	if c != nil {
-		err = writable(path)
+		err = writable(path, dir)
 		if c.open != nil {
 			need = max(need, c.size)
 		}
-	}
-	for _, missing := os.Stat(dir); errors.Is(missing, fs.ErrNotExist) && dir != filepath.Dir(dir); _, missing = os.Stat(dir) {
-		dir = filepath.Dir(dir)
 	}
 	if err == nil {
 		err = room(dir, need)

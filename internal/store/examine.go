@@ -57,7 +57,7 @@ func Examine(dir string) (warnings []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("state file: %w", err)
 	}
-	if err := writable(path); err != nil && !blocked(err) {
+	if err := writable(path, dir); err != nil && !Blocked(err) {
 		return nil, fmt.Errorf("the state cannot be written: %w", err)
 	}
 	if mode := fi.Mode().Perm(); mode&others != 0 {

@@ -117,7 +117,7 @@ func open(path string, level Level) (*Store, Snapshot, error) {
 	})
 	if err == nil {
 		err = guard(s.takeOver)
-		if blocked(err) {
+		if Blocked(err) {
 			snap.Blocked = err
 			err = guard(func() error { return s.wait(snap.Blocked) })
 		}
@@ -194,7 +194,7 @@ func (s *Store) takeOver() error {
 			return err
 		}
 	case stepRewrite, stepOpen:
-		if err := writable(s.path); err != nil {
+		if err := writable(s.path, filepath.Dir(s.path)); err != nil {
 			return fmt.Errorf("the state cannot be written: %w", err)
 		}
 		if s.next == stepOpen {
