@@ -75,7 +75,7 @@ func (p *realm) newBlock(n int, events bool) nft.Rule {
 	drawn := []any{hidden(regAddr + 1),
 		nft.E(&expr.Numgen{Register: nft.Reg(regKey), Modulus: uint32(p.blocks()), Offset: uint32(p.firstAt), Type: unix.NFT_NG_RANDOM}),
 		nft.LookupMap(mapFirst, regKey, regAddr), hidden(regAddr), nft.IPSaddr(regKey), nft.LookupMap(mapHome, regKey, regPool),
-		nft.LookupNot(setBlockTaken, regAddr), nft.DynAdd(setBlockTaken, regAddr, 0),
+		nft.LookupNot(setBlockTaken, regAddr), nft.DynClaim(setBlockTaken, regAddr),
 		nft.IPSaddr(12), nft.DynAddMap(mapBlockOwner, regAddr, 12, 0), nft.DynUpdate(setBlockLive, regAddr, implicitTimeout),
 		nft.Immediate(regKey+1, nft.Host(uint32(n))), nft.Immediate(regPool, nft.Host(uint32(p.id))),
 		nft.DynAddMap(mapBlocks, regKey, regPool, 0)}

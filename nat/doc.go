@@ -9,7 +9,8 @@
 // so internal hosts reach each other by external addresses too (hairpin), and
 // are seen with theirs.
 //
-//	prerouting  -100  peer4in   the flow of a PEER mapping
+//	prerouting  -100  external4 what goes to another address goes on
+//	                  peer4in   the flow of a PEER mapping
 //	                  dnat4     a MAP mapping; dnat4p for protocols without ports
 //	                  eif4      an ordinary socket, as its pool's filtering behavior
 //	                            says, and not for a port that the router listens
@@ -19,7 +20,9 @@
 //	forward       10  draw4: the pool of a host with a new flow; pool4-N: its limits;
 //	                  home4: the host's external address; a port of it is drawn
 //	                  until taken4 does not have it, and noted in eim4 (edm4),
-//	                  eif4 and taken4; ICMP host unreachable if none is left
+//	                  eif4 and taken4; ICMP host unreachable if none is left. Of
+//	                  several processors that draw the same in the same instant
+//	                  one gets it: the element holds a limit of one packet
 //	postrouting  100  peer4out, snat4, snat4p: a mapped socket leaves as its mapping
 //	                  eim4: an ordinary socket leaves with its port, whatever the peer;
 //	                  edm4: with endpoint-dependent mapping, a flow with its own

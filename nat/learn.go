@@ -79,9 +79,11 @@ func (r *rules) learnSign(s sign) []nft.Rule {
 	both := []nft.Expr{
 		nft.CtDir(nft.CtDstIP, nft.DirReply, 0), nft.L4Proto(1), s.externalPort(2),
 		nft.CtDir(nft.CtSrcIP, nft.DirOriginal, regValue), nft.CtDir(unix.NFT_CT_PROTO_SRC, nft.DirOriginal, regValue+1),
-		nft.DynUpdateMap(mapEIF, 0, regValue, s.timeout),
-		nft.DynUpdate(setTaken, 0, s.timeout), done,
+		nft.DynUpdateMap(mapEIF, 0, regValue, s.timeout), done,
 	}
+	// What a claim has made renews, but lets the rest of a rule wait.
+	list = append(list, nft.R(nft.CtDir(nft.CtDstIP, nft.DirReply, 0), nft.L4Proto(1), s.externalPort(2),
+		nft.DynUpdate(setTaken, 0, s.timeout)))
 	for _, p := range r.pools {
 		if p.Allocation == AllocationBlocks {
 			mask := ^uint16(p.BlockSize - 1)

@@ -248,7 +248,8 @@ func (p *realm) claiming(text string, match []nft.Expr, port func(int) nft.Expr,
 	if p.Allocation != AllocationShared || ports {
 		drawn = append(drawn, nft.LookupNot(setReserved, regPort))
 	}
-	drawn = append(drawn, nft.DynAdd(setTaken, regAddr, 0),
+	// Between a look and an addition another processor may draw the same.
+	drawn = append(drawn, nft.DynClaim(setTaken, regAddr),
 		nft.IPSaddr(12), port(13), nft.DynAddMap(mapEIF, regAddr, 12, 0),
 		move(regAddr, 14), move(regPort, 15), nft.IPSaddr(0), nft.L4Proto(1), port(2))
 	if p.Mapping == MappingEndpointDependent {

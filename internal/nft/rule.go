@@ -293,6 +293,15 @@ func DynOverRate(set string, reg int, n uint64, burst uint32) Expr {
 		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}})
 }
 
+// DynClaim is "add @set { key limit rate 1/hour burst 1 packets }": it matches
+// for the packet that makes the element and not for one that finds it there.
+// Of packets on several processors that look for the same element in the same
+// instant, none of which finds it, one passes.
+func DynClaim(set string, reg int) Expr {
+	return E(&expr.Dynset{SrcRegKey: Reg(reg), SetName: set, Operation: unix.NFT_DYNSET_OP_ADD,
+		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeHour, Burst: 1}}})
+}
+
 // Rate is "limit rate n/second": it matches no more packets than that.
 func Rate(n uint64) Expr {
 	return E(&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: uint32(n)})
