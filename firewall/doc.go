@@ -17,10 +17,12 @@
 //	     |
 //	forward 0         forward      to a filtered socket: filterN -> checkN: permitted peers
 //	     |                         return, others are dropped, whatever direction the flow
-//	     |                         began in and before anything is accepted
+//	     |                         began in and before anything is accepted; nothing is
+//	     |                         asked before the first mapping has a filter
+//	     |                       a TCP reset to a mapped socket: its busyN becomes transitory
 //	     |                       only with Config.Own:
-//	     |                         meta mark & BIT accept
 //	     |                         ct state established,related accept
+//	     |                         meta mark & BIT accept
 //	     |                         accepted (rules of extensions)
 //	     v                         from External to an internal interface
 //	                               and a served prefix: drop

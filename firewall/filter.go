@@ -269,6 +269,7 @@ func (t *Table) needFilters(m *pcp.Mapping, filters []pcp.Filter) {
 		sets = append(sets, f.allowSet(a))
 	}
 	t.StageSet(sets...)
+	t.StageChain(chainFilter, filterHook()...)
 	if shape == ShapePort {
 		t.StageChain(chainCheck+n, checkRules(f, shape, all)...)
 		return

@@ -2,6 +2,7 @@ package firewall_test
 
 import (
 	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -192,6 +193,23 @@ func TestIdle(t *testing.T) { // B-24
 			near(tcp, firewall.IdleTCP)
 			conn.Close()
 			nstest.Eventually(t, late, "the closing connection makes the socket transitory", func() bool {
+				return l.dev.Idle(time.Now(), tcp) <= firewall.IdleTCPTransitory
+			})
+			near(tcp, firewall.IdleTCPTransitory)
+
+			// RFC 7857, Section 2.2: a reset from outside ends it, too.
+			if conn, err = l.Outside.DialTCP("", at(s.inside, "5000"), late); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := nstest.GreetTCP(conn, late); !ok {
+				t.Fatal("no greeting")
+			}
+			near(tcp, firewall.IdleTCP)
+			if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			nstest.Eventually(t, late, "the reset makes the socket transitory", func() bool {
 				return l.dev.Idle(time.Now(), tcp) <= firewall.IdleTCPTransitory
 			})
 			near(tcp, firewall.IdleTCPTransitory)

@@ -50,7 +50,10 @@ const (
 	chainNew    = "new"
 	chainOut    = "outbound"
 	chainBusy   = "busy"
+	chainInside = "marked-inside"
 	chainFilter = "filter"
+	chainTo     = "filtered"
+	chainReset  = "closed"
 	chainCheck  = "check"
 )
 
@@ -187,7 +190,7 @@ func buildChains(b *Builder) {
 		Hook: nftables.ChainHookPrerouting, Priority: -150})
 	b.Chain(nft.Chain{Name: ChainForward, Type: nftables.ChainTypeFilter,
 		Hook: nftables.ChainHookForward, Priority: 0})
-	for _, name := range []string{ChainAccept, ChainFlow, chainNew, chainFilter} {
+	for _, name := range []string{ChainAccept, ChainFlow, chainInside, chainNew, chainFilter, chainTo, chainReset} {
 		b.Chain(nft.Chain{Name: name})
 	}
 	for _, n := range []string{"4", "6"} {
@@ -201,29 +204,34 @@ func buildChains(b *Builder) {
 		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), ctStatesNoFlow), nft.Jump(chainNew)))
 	for _, f := range families(c) {
 		b.Rules(chainNew, nft.R(f.is(), nft.Goto(chainNew+f.n)))
-		b.Rules(chainFilter, nft.R(f.is(), nft.Goto(chainFilter+f.n)))
+		b.Rules(chainTo, nft.R(f.is(), nft.Goto(chainFilter+f.n)))
+	}
+	if len(b.filters) > 0 {
+		b.Rules(chainFilter, filterHook()...)
 	}
 
 	b.Rules(ChainFlow,
-		nft.R(fromInternal(), nft.IPv4(), nft.Jump(ChainOutbound4)),
-		nft.R(fromInternal(), nft.IPv6(), nft.Jump(ChainOutbound6)),
+		nft.R(fromInternal(), nft.Goto(chainInside)),
+		nft.R(nft.OrMetaMark(c.Mark)))
+	b.Rules(chainInside,
+		nft.R(nft.IPv4(), nft.Jump(ChainOutbound4)),
+		nft.R(nft.IPv6(), nft.Jump(ChainOutbound6)),
 		// A flow that an internal host began needs no opening; the mark on
 		// it would open what the host's own firewall may forbid.
-		nft.R(fromInternal(), nft.Ct(expr.CtKeyDIRECTION, 0), nft.Eq(0, []byte{nft.DirOriginal}),
+		nft.R(nft.Ct(expr.CtKeyDIRECTION, 0), nft.Eq(0, []byte{nft.DirOriginal}),
 			nft.NoBit(nft.Ct(expr.CtKeySTATUS, 0), ctStatusDNAT), nft.Return()),
 		nft.R(nft.OrMetaMark(c.Mark)))
 
-	// FILTER is asked before anything accepts, of what comes from outside
-	// and of what was turned around inside by translation.
-	b.Rules(ChainForward,
-		nft.R(iif(), nft.LookupNot(SetInternal, 0), nft.Jump(chainFilter)),
-		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATUS, 0), ctStatusDNAT), fromInternal(), nft.Jump(chainFilter)))
+	// FILTER is asked before anything accepts.
+	b.Rules(ChainForward, nft.R(nft.Jump(chainFilter)))
+	resets(b)
 	if !c.Own {
 		return
 	}
+	// Packets of flows are most of all, so they are asked for first.
 	b.Rules(ChainForward,
-		nft.R(nft.HasBit(nft.Meta(expr.MetaKeyMARK, 0), c.Mark), nft.Accept()),
 		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATE, 0), ctStatesFlow), nft.Accept()),
+		nft.R(nft.HasBit(nft.Meta(expr.MetaKeyMARK, 0), c.Mark), nft.Accept()),
 		nft.R(nft.Jump(ChainAccept)))
 	// What goes to interfaces that nobody named is not ours to drop.
 	for _, f := range families(c) {
@@ -231,6 +239,37 @@ func buildChains(b *Builder) {
 			f.is(), f.daddr(0), nft.Lookup(setServed+f.n, 0), nft.Counter(), nft.Drop()))
 	}
 }
+
+// filterHook is the chain that passes on what FILTER may be about: what comes
+// from outside, and what was turned around inside by translation, whatever
+// direction the flow began in. It is empty until a mapping has a filter.
+func filterHook() []Rule {
+	return []Rule{
+		nft.R(iif(), nft.LookupNot(SetInternal, 0), nft.Goto(chainTo)),
+		nft.R(nft.AnyBit(nft.Ct(expr.CtKeySTATUS, 0), ctStatusDNAT), fromInternal(), nft.Goto(chainTo)),
+	}
+}
+
+// resets adds the rules by which a TCP reset from outside makes a mapped socket
+// transitory (RFC 7857, Section 2.2), as one that it sends itself does: after
+// it the socket may have nothing more to send. Another connection of the socket
+// makes it established again.
+func resets(b *Builder) {
+	b.Rules(ChainForward, nft.R(nft.Protocol(unix.IPPROTO_TCP), tcpFlags(), nft.And(0, []byte{tcpRst}), nft.Ne(0, []byte{0}),
+		nft.HasBit(nft.Ct(expr.CtKeyMARK, 0), b.cfg.Mark), iif(), nft.LookupNot(SetInternal, 0), nft.Jump(chainReset)))
+	for _, f := range families(&b.cfg) {
+		b.Rules(chainReset, nft.R(f.is(), f.socket(false), nft.DynUpdate(setBusy+f.n, 0, IdleTCPTransitory)))
+	}
+}
+
+func tcpFlags() nft.Expr { return nft.Payload(expr.PayloadBaseTransportHeader, 13, 1, 0) }
+
+// Bits of TCP's flags.
+const (
+	tcpSyn    = 0x02
+	tcpRst    = 0x04
+	tcpFinRst = 0x05
+)
 
 // buildSets adds a family's sets.
 func buildSets(b *Builder, f *fam) {
@@ -304,23 +343,17 @@ func buildOutbound(b *Builder, f *fam) {
 			b.Chain(nft.Chain{Name: name})
 		}
 		set, key := setBusy+f.n, append(f.is(), f.socketKey(s, true)...)
-		flags := nft.Payload(expr.PayloadBaseTransportHeader, 13, 1, 0)
-		const syn, finRst = 0x02, 0x05
-		// The order of the two matches is nft's own for each of the rules.
-		last := append(nft.Protocol(unix.IPPROTO_TCP), f.is()...)
-		if s == ShapePort {
-			last = append(f.is(), nft.Protocol(unix.IPPROTO_TCP)...)
-		}
 		b.Rules(name,
 			nft.R(nft.L4Proto(0), nft.Ne(0, []byte{unix.IPPROTO_TCP}), key, nft.DynUpdate(set, 0, IdleUDP), nft.Return()),
 			// The end of one connection makes the socket transitory, the
 			// beginning of another one does not if it was established.
-			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{finRst}), nft.Ne(0, []byte{0}),
-				key, nft.DynUpdate(set, 0, IdleTCPTransitory), nft.Return()),
-			nft.R(nft.Protocol(unix.IPPROTO_TCP), flags, nft.And(0, []byte{syn}), nft.Ne(0, []byte{0}),
-				key, nft.DynAdd(set, 0, IdleTCPTransitory), nft.Return()),
 			// Whoever closes first, the last acknowledgement is no sign of life.
-			nft.R(nft.Established(), last, f.socketKey(s, true), nft.DynUpdate(set, 0, IdleTCP)))
+			nft.R(nft.Protocol(unix.IPPROTO_TCP), tcpFlags(), nft.And(0, []byte{tcpFinRst | tcpSyn}), nft.Eq(0, []byte{0}), nft.Established(),
+				key, nft.DynUpdate(set, 0, IdleTCP), nft.Return()),
+			nft.R(nft.Protocol(unix.IPPROTO_TCP), tcpFlags(), nft.And(0, []byte{tcpFinRst}), nft.Ne(0, []byte{0}),
+				key, nft.DynUpdate(set, 0, IdleTCPTransitory), nft.Return()),
+			nft.R(nft.Protocol(unix.IPPROTO_TCP), tcpFlags(), nft.And(0, []byte{tcpSyn}), nft.Ne(0, []byte{0}),
+				key, nft.DynAdd(set, 0, IdleTCPTransitory), nft.Return()))
 	}
 	if !f.pins {
 		return

@@ -33,7 +33,7 @@ func (d *Device) Build(b *firewall.Builder) error {
 	for _, chain := range hooks(d.cfg.Own) {
 		b.Chain(chain)
 	}
-	for _, name := range slices.Sorted(maps.Keys(d.layout.chains)) {
+	for _, name := range append([]string{chainCame, chainBegun}, slices.Sorted(maps.Keys(d.layout.chains))...) {
 		b.Chain(nft.Chain{Name: name})
 	}
 	for _, part := range []map[string][]nft.Rule{d.rules.fixed(), d.layout.chains} {

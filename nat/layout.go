@@ -56,10 +56,11 @@ type layout struct {
 
 // layout describes the table for the rules' pools.
 func (r *rules) layout(fixed, untranslated []nft.Elem) *layout {
+	r.exceptions = len(untranslated) > 0
 	l := &layout{chains: map[string][]nft.Rule{}, elems: map[string][]nft.Elem{
 		setUntranslated: untranslated, mapFixed: fixed,
 		// A set without elements must be emptied too.
-		setOpenEIF: nil, setOpenADF: nil, setDependent: nil, mapAddr: nil, mapFirst: nil,
+		setExternal: nil, setOpenEIF: nil, setOpenADF: nil, setDependent: nil, mapAddr: nil, mapFirst: nil,
 	}}
 	l.chains[chainDNAT] = r.dnat()
 	l.chains[chainDraw] = r.draw()
@@ -84,6 +85,7 @@ func (r *rules) addPool(l *layout, p *realm) {
 	for i, a := range p.addrs {
 		e := nft.Elem{Key: addrValue(a)}
 		l.add(p.addrSet(), e)
+		l.add(setExternal, e)
 		switch p.Filtering {
 		case FilteringEndpointIndependent:
 			l.add(setOpenEIF, e)

@@ -20,6 +20,8 @@ type rules struct {
 	pools    []*realm
 	code     uint8 // of the ICMP message that refuses a flow
 	events   bool  // somebody wants them
+
+	exceptions bool // some destinations are not translated
 }
 
 // any reports whether a pool is like that.
@@ -36,9 +38,13 @@ const (
 // fixed returns the rules that are the same for all pools.
 func (r *rules) fixed() map[string][]nft.Rule {
 	return map[string][]nft.Rule{
-		chainPrerouting:  {nft.R(nft.IPv4(), nft.Goto(chainDNAT))},
-		chainStray:       r.stray(),
-		chainForward:     r.forward(),
+		// Most packets go to nobody's external address, or belong to a flow
+		// that has begun: these leave each chain with its first rule.
+		chainPrerouting:  {nft.R(nft.IPv4(), nft.IPDaddr(0), nft.Lookup(setExternal, 0), nft.Goto(chainDNAT))},
+		chainStray:       {nft.R(nft.IPv4(), newFlow(), nft.Goto(chainCame))},
+		chainCame:        r.stray(),
+		chainForward:     {nft.R(nft.IPv4(), newFlow(), nft.NoBit(status(), statusSNAT), nft.Goto(chainBegun))},
+		chainBegun:       r.forward(),
 		chainPostrouting: r.postrouting(),
 		chainLearnHook:   r.learnHook(),
 		// Of a packet from inside whose flow is marked: does its socket have
@@ -140,7 +146,7 @@ func (r *rules) stray() []nft.Rule {
 	list := r.used()
 	for _, p := range []pcp.Protocol{pcp.ProtocolTCP, pcp.ProtocolUDP} {
 		stray := append(append(nft.IifName(r.external), nft.IPv4()...), nft.Protocol(uint8(p))...)
-		stray = append(append(stray, newFlow()...), nft.NoBit(status(), statusDNAT)...)
+		stray = append(stray, nft.NoBit(status(), statusDNAT)...)
 		if r.own {
 			list = append(list, known(mapEIF, nft.R(stray, nft.L4Proto(regKey), nft.Dport(regKey+1), nft.LookupNot(setService, regKey),
 				destination(), nft.LookupMap(mapEIF, regKey, regValue), nft.Drop())))
@@ -154,7 +160,7 @@ func (r *rules) stray() []nft.Rule {
 // used notes the mapped sockets to which somebody opened a flow, so that the
 // end of a mapping that never had one looks for none.
 func (r *rules) used() []nft.Rule {
-	opened := append(append(nft.IPv4(), newFlow()...), r.turnedBack()...)
+	opened := append(nft.IPv4(), r.turnedBack()...)
 	whole := []nft.Expr{nft.IPDaddr(regKey), nft.L4Proto(regKey + 1)}
 	return []nft.Rule{
 		known(mapSNAT, nft.R(opened, destination(), nft.LookupMap(mapSNAT, regKey, regValue),
@@ -171,7 +177,7 @@ func noPort() nft.Expr { return nft.Immediate(regKey+2, []byte{0, 0, 0, 0}) }
 func (r *rules) busy() []nft.Rule {
 	whole := []nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}
 	return []nft.Rule{
-		known(mapSNAT, nft.R(source(), nft.LookupMap(mapSNAT, regKey, regValue), nft.Jump(firewall.ChainBusy4))),
+		known(mapSNAT, nft.R(source(), nft.LookupMap(mapSNAT, regKey, regValue), nft.Goto(firewall.ChainBusy4))),
 		known(mapSNATAll, nft.R(whole, nft.LookupMap(mapSNATAll, regKey, regValue), noPort(),
 			nft.DynUpdate(firewall.SetBusy4, regKey, firewall.IdleUDP))),
 	}
@@ -187,10 +193,9 @@ func (r *rules) forward() []nft.Rule {
 	if r.own {
 		outside = chainDraw
 	}
-	fresh := append(newFlow(), nft.NoBit(status(), statusSNAT)...)
 	return []nft.Rule{
-		nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), fresh, nft.Goto(outside)),
-		nft.R(nft.IPv4(), fromInside(), fresh, r.turnedBack(), nft.Goto(chainDraw)),
+		nft.R(nft.IPv4(), fromInside(), nft.OifName(r.external), nft.Goto(outside)),
+		nft.R(nft.IPv4(), fromInside(), r.turnedBack(), nft.Goto(chainDraw)),
 	}
 }
 
@@ -212,7 +217,7 @@ func from(p netip.Prefix) []nft.Expr {
 
 // draw finds the pool of the host that begins a flow.
 func (r *rules) draw() []nft.Rule {
-	list := []nft.Rule{untranslatedTo()}
+	list := r.untranslatedTo()
 	for _, p := range r.pools {
 		for _, in := range p.Internal {
 			list = append(list, nft.R(from(in), nft.Goto(p.chain(""))))
@@ -223,8 +228,11 @@ func (r *rules) draw() []nft.Rule {
 
 // untranslatedTo leaves a flow alone that goes where internal addresses are
 // known (RFC 6888, REQ-6).
-func untranslatedTo() nft.Rule {
-	return nft.R(nft.IPDaddr(0), nft.Lookup(setUntranslated, 0), nft.Return())
+func (r *rules) untranslatedTo() []nft.Rule {
+	if !r.exceptions {
+		return nil
+	}
+	return []nft.Rule{nft.R(nft.IPDaddr(0), nft.Lookup(setUntranslated, 0), nft.Return())}
 }
 
 // postrouting translates the sources of what forward found.
@@ -249,13 +257,19 @@ func fromInside() []nft.Expr {
 func (r *rules) snat() []nft.Rule {
 	mark := nft.OrCtMark(r.mark)
 	snat := natTo(expr.NATTypeSourceNAT, true)
-	// A flow's first packet is marked only here, so it is counted here.
-	list := append([]nft.Rule{untranslatedTo()}, r.busy()...)
+	tcp := nft.Protocol(uint8(pcp.ProtocolTCP))
+	other := []nft.Expr{nft.L4Proto(0), nft.Ne(0, []byte{uint8(pcp.ProtocolTCP)})}
+	// A flow's first packet is marked only here, so it is noted here.
+	socket := func(match []nft.Expr, busy nft.Expr) nft.Rule {
+		return nft.R(match, source(), nft.LookupMap(mapSNAT, regKey, regValue), mark, busy, snat)
+	}
+	list := r.untranslatedTo()
 	list = append(list,
 		r.mapped(append(source(), nft.IPDaddr(regKey+3), nft.Dport(regKey+4)), mapPeerOut, mark, snat),
-		r.mapped(source(), mapSNAT, mark, snat),
-		r.mapped([]nft.Expr{nft.IPSaddr(regKey), nft.L4Proto(regKey + 1)}, mapSNATAll, mark,
-			natTo(expr.NATTypeSourceNAT, false)))
+		socket(tcp, nft.DynAdd(firewall.SetBusy4, regKey, firewall.IdleTCPTransitory)),
+		socket(other, nft.DynUpdate(firewall.SetBusy4, regKey, firewall.IdleUDP)),
+		nft.R(nft.IPSaddr(regKey), nft.L4Proto(regKey+1), nft.LookupMap(mapSNATAll, regKey, regValue), mark,
+			noPort(), nft.DynUpdate(firewall.SetBusy4, regKey, firewall.IdleUDP), natTo(expr.NATTypeSourceNAT, false)))
 	for _, p := range r.pools {
 		for _, in := range p.Internal {
 			if r.own {

@@ -31,6 +31,7 @@ const (
 	setTold = "told4" // subscriber . kind of event of which Watch was told a moment ago
 
 	setUntranslated = "untranslated4" // destinations that see internal addresses
+	setExternal     = "external4"     // external addresses of all pools
 	setOpenEIF      = "eifaddr4"      // external addresses of pools by filtering behavior
 	setOpenADF      = "adfaddr4"
 	setDependent    = "edmaddr4" // and by mapping behavior
@@ -51,7 +52,9 @@ const (
 
 	chainPrerouting  = "nat-prerouting"
 	chainStray       = "nat-stray"
+	chainCame        = "nat-came" // what begins a flow, behind nat-stray
 	chainForward     = "nat-forward"
+	chainBegun       = "nat-begun" // what begins a flow, behind nat-forward
 	chainPostrouting = "nat-postrouting"
 	chainLearnHook   = "nat-learn"
 	chainDNAT        = "dnat4-mapped"
@@ -161,6 +164,7 @@ func sets() []nft.Set {
 		dynamic(setBlockTCP, valueType, nil, maxBlocksInUse),
 		dynamic(setTold, blockKeyType, nil, maxTold),
 		{Name: setUntranslated, Key: addrType, Interval: true},
+		{Name: setExternal, Key: addrType},
 		{Name: setOpenEIF, Key: addrType},
 		{Name: setOpenADF, Key: addrType},
 		{Name: setDependent, Key: addrType},
