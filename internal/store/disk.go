@@ -46,7 +46,7 @@ func room(dir string, size int64) error {
 	if os.Geteuid() == 0 {
 		free = st.Bfree
 	}
-	if int64(free)*st.Bsize >= size {
+	if int64(free)*int64(st.Bsize) >= size {
 		return nil
 	}
 	return &fs.PathError{Op: "write", Path: dir, Err: unix.ENOSPC}
