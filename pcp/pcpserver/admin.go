@@ -93,6 +93,17 @@ func (s *Server) evict(now time.Time, es []*entry, why pcp.DeleteReason, done fu
 const evictBatch = 500
 
 func (s *Server) evictSome(now time.Time, es []*entry, why pcp.DeleteReason, done func(*entry)) error {
+	keys := make([]pcp.Key, 0, len(es))
+	err := s.release(now, es, why, func(e *entry) {
+		keys = append(keys, e.key())
+		done(e)
+	})
+	s.forget(keys)
+	return err
+}
+
+// release is evictSome that leaves the store as it is.
+func (s *Server) release(now time.Time, es []*entry, why pcp.DeleteReason, done func(*entry)) error {
 	clear(s.staged)
 	staged := make([]*entry, 0, len(es))
 	var errs []error
@@ -108,16 +119,13 @@ func (s *Server) evictSome(now time.Time, es []*entry, why pcp.DeleteReason, don
 	if err := s.commitOwn(now); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	keys := make([]pcp.Key, 0, len(es))
 	for _, e := range staged {
 		if err := s.refusalOf(e); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		keys = append(keys, e.key())
 		done(e)
 	}
-	s.forget(keys)
 	return errors.Join(errs...)
 }
 

@@ -60,6 +60,7 @@ func (s *Server) flush(now time.Time) {
 		clear(batch)
 		s.spare = batch[:0]
 	}
+	s.follow(now)
 }
 
 // commit makes the batch real and leaves in each context what became of it.

@@ -87,7 +87,9 @@ type Server struct {
 	unmoved    bool // mappings are still on external addresses that are lost
 	// behind are the mappings of which the store does not have what they are
 	// now; epochBehind says the same of the epoch.
-	behind      map[pcp.Key]struct{}
+	behind map[pcp.Key]struct{}
+	// ahead is what other servers made of mappings, not yet taken over.
+	ahead       []Change
 	epochBehind bool
 	storeFails  bool // the last commit of the store failed
 	retrying    bool // a request is decided again: it was counted before

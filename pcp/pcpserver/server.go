@@ -3,6 +3,7 @@ package pcpserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -52,6 +53,13 @@ func (s *Server) Serve(ctx context.Context, clock func() time.Time, conns ...Pac
 	defer s.borrow(conns)()
 	q, ended := newQueues(), make(chan struct{})
 	var readers, worker sync.WaitGroup
+	if w, ok := s.cfg.Store.(Watcher); ok {
+		worker.Go(func() {
+			if err := w.Watch(ctx, func(cs []Change) { s.Follow(clock(), cs) }); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("watch the store that other servers share: %w", err))
+			}
+		})
+	}
 	for _, c := range conns {
 		readers.Go(func() {
 			if err := s.read(q, c); !errors.Is(err, net.ErrClosed) {
@@ -61,6 +69,7 @@ func (s *Server) Serve(ctx context.Context, clock func() time.Time, conns ...Pac
 	}
 	worker.Go(func() { s.work(q, ended, clock, conns) })
 	s.tick(ctx, clock)
+	cancel(nil)
 	for _, c := range conns {
 		c.Close()
 	}

@@ -35,6 +35,11 @@ type Change struct {
 // returns when they are as durable as the store promises: no client is
 // answered before. Calls are made one at a time. Neither the slice nor what
 // it points to may be kept.
+//
+// A Store that several servers share compares before it swaps: it knows what it
+// last told this server of each mapping, by a Commit or by Watch, and if another
+// server has changed one since, Commit changes nothing and returns a
+// *StaleError. Such a Store is a Watcher, too.
 type Store interface {
 	Commit(changes []Change) error
 	// SetEpoch records the moment at which the epoch was zero.
@@ -50,35 +55,42 @@ func (e *entry) record() *Record {
 }
 
 // persist writes what the batch is about to do. If that fails the device is
-// put back to what it was, and every request fails.
+// put back to what it was, and every request fails. One that only another
+// server was ahead of fails alone.
 func (s *Server) persist(now time.Time, batch []*Context) {
 	if s.cfg.Store == nil {
 		return
 	}
-	changes := s.changes[:0]
-	for _, c := range batch {
-		if c.err != nil {
-			continue
+	for {
+		changes := s.changes[:0]
+		for _, c := range batch {
+			if c.err != nil {
+				continue
+			}
+			ch := Change{Key: c.m.Key()}
+			if c.op != opDelete {
+				ch.Record = c.record(now)
+			}
+			changes = append(changes, ch)
 		}
-		ch := Change{Key: c.m.Key()}
-		if c.op != opDelete {
-			ch.Record = c.record(now)
+		s.changes = changes
+		if len(changes) == 0 {
+			return
 		}
-		changes = append(changes, ch)
-	}
-	s.changes = changes
-	if len(changes) == 0 {
-		return
-	}
-	err := s.commitStore(changes)
-	clear(changes)
-	if err == nil {
-		return
-	}
-	s.undo(now, batch)
-	for _, c := range batch {
-		if c.err == nil {
-			c.err = &pcp.Error{Result: pcp.ResultNoResources, Reason: "store", Err: err}
+		err := s.commitStore(changes)
+		clear(changes)
+		if err == nil {
+			return
+		}
+		failed := s.stale(err, batch)
+		if len(failed) == 0 {
+			failed = batch
+		}
+		s.undo(now, failed)
+		for _, c := range failed {
+			if c.err == nil {
+				c.err = &pcp.Error{Result: pcp.ResultNoResources, Reason: "store", Err: err}
+			}
 		}
 	}
 }
@@ -87,6 +99,10 @@ func (s *Server) persist(now time.Time, batch []*Context) {
 // strangers' requests make it fail as often as they like.
 func (s *Server) commitStore(changes []Change) error {
 	err := s.cfg.Store.Commit(changes)
+	if stale := (*StaleError)(nil); errors.As(err, &stale) {
+		s.ahead = append(s.ahead, stale.Current...)
+		return err
+	}
 	switch {
 	case err != nil:
 		s.counters.storeErr.Add(1)

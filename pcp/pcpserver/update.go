@@ -175,6 +175,7 @@ func (s *Server) queueUnsolicited(now time.Time, e *entry, r pcp.ResultCode) {
 // host program with its own loop calls it; Serve does so itself.
 func (s *Server) Tick(now time.Time) time.Time {
 	s.mu.Lock()
+	s.follow(now)
 	s.expire(now)
 	s.redress(now)
 	s.catchUp()
