@@ -52,6 +52,10 @@ func startPools(t *testing.T, lab *nstest.Lab, pools string, flags ...string) *p
 	p := &pooled{file: filepath.Join(dir, "pcpd.toml"), log: filepath.Join(dir, "log", "nat.json")}
 	p.write(t, pools)
 	p.daemon = startDaemon(t, lab, append([]string{"--config", p.file, "--nat-log", "json=" + p.log}, flags...)...)
+	// A refused flow is told of once a minute, so the first must not be missed.
+	nstest.Eventually(t, patience, "the daemon listens to the kernel's log", func() bool {
+		return strings.Contains(lab.Router.Run("cat", "/proc/net/netfilter/nfnetlink_log"), "5351")
+	})
 	return p
 }
 
@@ -382,10 +386,11 @@ func TestPoolLimits(t *testing.T) {
 	pools := strings.Replace(twoPools, "block-size = 256", "block-size = 64", 1) + "max-flows = 10\n"
 	d := startPools(t, lab, pools, "--quota", "2")
 	server := serve(t, lab.Outside, "udp", nstest.OutsideAddr, 9000).String()
-	answered := func(n *nstest.NS, count int) (ok int) {
+	answered := func(n *nstest.NS, addr string, count int) (ok int) {
 		t.Helper()
-		for range count {
-			conn := n.For(t).DialUDP("", server)
+		for i := range count {
+			// A port that the host's kernel picks may be one that it had before.
+			conn := n.For(t).DialUDP(fmt.Sprint(addr, ":", 20000+i), server)
 			if _, err := conn.Write([]byte("who am I?")); err != nil {
 				continue
 			}
@@ -396,10 +401,10 @@ func TestPoolLimits(t *testing.T) {
 		}
 		return ok
 	}
-	if n := answered(lab.Inside, 66); n < 60 || n > 64 {
+	if n := answered(lab.Inside, nstest.InsideAddr, 66); n < 60 || n > 64 {
 		t.Errorf("%d of 66 sockets of a host with 64 ports get an answer", n)
 	}
-	if n := answered(lab.Inside2, 12); n != 10 {
+	if n := answered(lab.Inside2, nstest.Inside2Addr, 12); n != 10 {
 		t.Errorf("%d of 12 flows of a host that may have 10 get an answer", n)
 	}
 	// RFC 8158, Section 5.6.8: what a subscriber may not have is a quota,
