@@ -394,7 +394,7 @@ func (t *Table) reapSome(pending *kept, elems []Element) (int, error) {
 	if len(ops) == 0 {
 		return 0, nil
 	}
-	if err := t.sendLocked(ops); err != nil {
+	if _, err := t.sendLocked(ops); err != nil {
 		return 0, err
 	}
 	n := 0

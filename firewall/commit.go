@@ -20,12 +20,15 @@ import (
 // Commit returns nil at once.
 func (t *Table) Commit(_ time.Time, refused func(m *pcp.Mapping, err error)) error {
 	t.mu.Lock()
-	ops, parts := t.takeLocked()
-	if len(parts) == 0 {
+	s := t.takeLocked()
+	if len(s.order) == 0 {
+		t.giveBackLocked(s)
 		t.mu.Unlock()
 		return nil
 	}
-	err := t.sendLocked(ops)
+	t.ahead.forget()
+	ops, err := t.sendLocked(s.ops)
+	s.ops = ops
 	if err != nil {
 		t.filtersStaged = t.filters.clone()
 	} else if slices.ContainsFunc(ops, func(o op) bool { return o.kind == opStructure }) {
@@ -35,7 +38,10 @@ func (t *Table) Commit(_ time.Time, refused func(m *pcp.Mapping, err error)) err
 		}
 	}
 	t.mu.Unlock()
-	for _, p := range parts {
+	if err == nil {
+		t.foresee(s)
+	}
+	for _, p := range s.order {
 		outcome := p.err
 		if err != nil {
 			outcome = err
@@ -47,65 +53,93 @@ func (t *Table) Commit(_ time.Time, refused func(m *pcp.Mapping, err error)) err
 			refused(p.m, p.err)
 		}
 	}
+	t.ahead.forget()
+	t.mu.Lock()
+	t.giveBackLocked(s)
+	t.mu.Unlock()
 	return err
 }
 
-// takeLocked takes all that is not locked out of the stage.
-func (t *Table) takeLocked() (ops []op, parts []*part) {
-	if len(t.order) == 0 {
-		return nil, nil
-	}
-	var held []op
-	for _, o := range t.ops {
-		if o.part.locked {
-			held = append(held, o)
-		} else {
-			ops = append(ops, o)
+// foresee looks up, all at once, what the functions of OnDone will.
+func (t *Table) foresee(s *stage) {
+	s.foreseen = s.foreseen[:0]
+	for _, p := range s.order {
+		if p.err == nil {
+			s.foreseen = append(s.foreseen, p.foreseen...)
 		}
 	}
-	var waiting []*part
-	for _, p := range t.order {
+	if len(s.foreseen) > 0 {
+		t.ahead.ask(t.conn, s.foreseen)
+	}
+}
+
+// takeLocked takes all that is not locked out of the stage, and puts an empty
+// one there.
+func (t *Table) takeLocked() *stage {
+	s := t.stage
+	t.stage = t.spare
+	t.spare = nil
+	if t.stage == nil {
+		t.stage = new(stage)
+	}
+	if !slices.ContainsFunc(s.order, func(p *part) bool { return p.locked }) {
+		clear(t.parts)
+		return s
+	}
+	for i := range s.ops {
+		if o := &s.ops[i]; o.part.locked {
+			t.stage.ops = append(t.stage.ops, *o)
+			e := &t.stage.ops[len(t.stage.ops)-1].elem
+			e.Key, e.Value = t.stage.keep(e.Key), t.stage.keep(e.Value)
+		}
+	}
+	for _, p := range s.order {
 		if p.locked {
-			waiting = append(waiting, p)
+			t.stage.order = append(t.stage.order, p)
+			for i := range p.foreseen {
+				p.foreseen[i].Key = t.stage.keep(p.foreseen[i].Key)
+			}
 		} else {
-			parts = append(parts, p)
 			delete(t.parts, p.m)
 		}
 	}
-	t.ops, t.order = held, waiting
-	return ops, parts
+	s.ops = remove(s.ops, func(o op) bool { return o.part.locked })
+	s.order = remove(s.order, func(p *part) bool { return p.locked })
+	return s
 }
 
-// sendLocked sends ops, less by less, until the kernel takes what is left.
-func (t *Table) sendLocked(ops []op) error {
+// sendLocked sends ops, less by less, until the kernel takes what is left,
+// which it returns.
+func (t *Table) sendLocked(ops []op) ([]op, error) {
 	overruns := 0
-	for {
+	for round := 0; ; {
 		owner, err := t.encodeLocked(ops)
 		if err != nil {
-			return err
+			return ops, err
 		}
 		err = t.conn.Commit(&t.batch)
 		var refusal *nft.CommitError
 		switch {
 		case err == nil:
-			return nil
+			return ops, nil
 		case errors.Is(err, nft.ErrOverrun):
 			// Every step may be done twice, so what became of the first
 			// attempt does not matter.
 			if overruns++; overruns > 2 {
-				return fmt.Errorf("commit: %w", err)
+				return ops, fmt.Errorf("commit: %w", err)
 			}
 			if err := t.ownLocked(); err != nil {
-				return err
+				return ops, err
 			}
 			continue
 		case !errors.As(err, &refusal):
-			return fmt.Errorf("commit: %w", err)
+			return ops, fmt.Errorf("commit: %w", err)
 		}
-		if err := t.resolveLocked(ops, owner, refusal); err != nil {
-			return err
+		if err := t.resolveLocked(ops, owner, refusal, round); err != nil {
+			return ops, err
 		}
 		ops = remove(ops, func(o op) bool { return o.part.err != nil || o.kind == opNone })
+		round++
 	}
 }
 
@@ -121,32 +155,17 @@ func (t *Table) encodeLocked(ops []op) (owner []int, err error) {
 	bulk := len(ops) >= bulkOps
 	for i := range ops {
 		o := &ops[i]
-		if bulk && !o.alone && (o.kind == opPut || o.kind == opRenew) {
+		if bulk && o.kind != opStructure {
 			t.groups.add(o, i)
 			continue
 		}
 		owner = t.encodeGroups(owner, ops)
-		switch o.kind {
-		case opPut:
-			t.encodePut(b, o)
-		case opRenew:
-			if !t.feat.update {
-				b.DelElem(TableName, o.elem.Set, o.elem.Key)
-			}
-			b.AddElem(TableName, o.elem.Set, o.elem.nft())
-		case opReplace:
-			b.DelElem(TableName, o.elem.Set, o.elem.Key)
-			b.AddElem(TableName, o.elem.Set, o.elem.nft())
-		case opDrop:
-			if t.feat.destroy {
-				b.DestroyElem(TableName, o.elem.Set, o.elem.Key)
-			} else {
-				b.DelElem(TableName, o.elem.Set, o.elem.Key)
-			}
-		case opStructure:
+		if o.kind == opStructure {
 			if err := o.build(b); err != nil {
 				return nil, err
 			}
+		} else {
+			t.encodeStep(o.kind, o.elem.Set, o.elem.nft())
 		}
 		for len(owner) < b.Len() {
 			owner = append(owner, i)
@@ -157,15 +176,25 @@ func (t *Table) encodeLocked(ops []op) (owner []int, err error) {
 	return owner, nil
 }
 
-// encodePut adds an element. A kernel that does not update timeouts says
-// success to a second add and changes nothing, so there the add is exclusive
-// and resolve finds out what exists.
-func (t *Table) encodePut(b *nft.Batch, o *op) {
-	if t.feat.update {
-		b.AddElem(TableName, o.elem.Set, o.elem.nft())
-	} else {
-		b.AddElemExclusive(TableName, o.elem.Set, o.elem.nft())
+// encodeStep encodes a step for elements of one set. A kernel that does not
+// update timeouts says success to a second add and changes nothing, so there
+// the add is exclusive and resolve finds out what exists.
+func (t *Table) encodeStep(kind opKind, set string, elems ...nft.Elem) {
+	b := &t.batch
+	switch {
+	case kind == opDrop && t.feat.destroy:
+		b.DestroyElems(TableName, set, elems)
+		return
+	case kind == opDrop:
+		b.DelElems(TableName, set, elems)
+		return
+	case kind == opNew, kind == opPut && !t.feat.update:
+		b.AddElemsExclusive(TableName, set, elems)
+		return
+	case kind == opReplace, kind == opRenew && !t.feat.update:
+		b.DelElems(TableName, set, elems)
 	}
+	b.AddElems(TableName, set, elems)
 }
 
 // nft says what is left as well: a renewal with the timeout that the element
@@ -176,7 +205,7 @@ func (e *Element) nft() nft.Elem {
 
 // resolveLocked decides what becomes of each step that failed. An error ends
 // the transaction.
-func (t *Table) resolveLocked(ops []op, owner []int, refusal *nft.CommitError) error {
+func (t *Table) resolveLocked(ops []op, owner []int, refusal *nft.CommitError, round int) error {
 	checked := false
 	for _, f := range refusal.Failures {
 		if f.Index < 0 || f.Index >= len(owner) {
@@ -188,18 +217,21 @@ func (t *Table) resolveLocked(ops []op, owner []int, refusal *nft.CommitError) e
 			}
 			checked = true
 		}
-		if g := owner[f.Index]; g < 0 {
-			// One of many elements was refused: each tells for itself.
-			for _, i := range t.groups.sent[-1-g] {
-				ops[i].alone = true
+		at := owner[f.Index]
+		if at < 0 {
+			if at = t.groups.refused(&t.batch, -1-at, f, round); at < 0 {
+				// One of many elements was refused: each tells for itself.
+				for _, i := range t.groups.sent[-1-owner[f.Index]] {
+					ops[i].alone = true
+				}
+				continue
 			}
-			continue
 		}
-		o := &ops[owner[f.Index]]
+		o := &ops[at]
 		if o.part.err != nil {
 			continue
 		}
-		if f.Errno == unix.EEXIST && !t.feat.update && repeats(ops, owner[f.Index]) {
+		if f.Errno == unix.EEXIST && !t.feat.update && repeats(ops, at) {
 			o.kind = opRenew
 			continue
 		}
@@ -290,20 +322,4 @@ func (t *Table) presentLocked() error {
 			return err
 		}
 	}
-}
-
-// Lookup asks the kernel for one element. left is what remains of its timeout,
-// grace included; zero for a permanent one. An element that has expired is not
-// found.
-func (t *Table) Lookup(set string, key []byte) (value []byte, left time.Duration, found bool, err error) {
-	e, found, err := t.conn.GetElement(TableName, set, key)
-	if errors.Is(err, nft.ErrOverrun) {
-		t.mu.Lock()
-		err = t.ownLocked()
-		t.mu.Unlock()
-		if err == nil {
-			e, found, err = t.conn.GetElement(TableName, set, key)
-		}
-	}
-	return e.Value, e.Expires, found, err
 }

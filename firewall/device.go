@@ -84,6 +84,18 @@ func (d *Device) AddDynamic(_ time.Time, m *pcp.Mapping, flags pcp.AddFlags) (pc
 	return d.add(m, flags)
 }
 
+// Prepare has the kernel asked at once for what AddMapping looks up; it makes a
+// Device a pcpserver.Preparer.
+func (d *Device) Prepare(_ time.Time, ms []pcp.Mapping) {
+	elements := make([]Element, 0, len(ms))
+	for i := range ms {
+		if d.serves(&ms[i]) == nil {
+			elements = append(elements, pinElement(&ms[i]))
+		}
+	}
+	d.t.Prepare(elements)
+}
+
 func (d *Device) add(m *pcp.Mapping, flags pcp.AddFlags) (pcp.Status, error) {
 	e := pinElement(m)
 	status := pcp.StatusOK
@@ -127,6 +139,7 @@ func (d *Device) DeleteMapping(_ time.Time, m *pcp.Mapping, reason pcp.DeleteRea
 // ever used m. gone says that the mapping ends.
 func (t *Table) CutFlows(m *pcp.Mapping, keep []pcp.Filter, gone bool) {
 	used := Element{Set: setUsed + familyOf(m.Internal.Addr()), Key: SocketKey(m)}
+	t.Foresee(m, used.Set, used.Key)
 	t.OnDone(m, func(err error) {
 		if err != nil {
 			return

@@ -16,20 +16,22 @@ import (
 // Table is the daemon's table in the kernel and the changes staged for it. Its
 // methods may be called from several goroutines.
 type Table struct {
-	cfg  Config
-	log  *slog.Logger
-	conn *nft.Conn
-	exts []Extension
+	cfg   Config
+	log   *slog.Logger
+	conn  *nft.Conn
+	exts  []Extension
+	ahead ahead
 
 	mu     sync.Mutex // guards all below
 	feat   features
 	probed bool
-	handle uint64 // of the table that Install made
-	rules  int    // in it, if others can change them
-	use    uint32 // chains and sets in it, likewise
-	parts  map[*pcp.Mapping]*part
-	order  []*part // parts in the order of their first step
-	ops    []op
+	handle uint64                 // of the table that Install made
+	rules  int                    // in it, if others can change them
+	use    uint32                 // chains and sets in it, likewise
+	parts  map[*pcp.Mapping]*part // of stage
+	stage  *stage
+	spare  *stage  // to be the next one; nil while it is on its way
+	idle   []*part // to be used again
 	batch  nft.Batch
 	owner  []int // the op behind each message; -1-n for the nth group
 	groups groups
@@ -55,7 +57,7 @@ func Open(cfg Config, ext ...Extension) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("firewall: %w", err)
 	}
-	t := &Table{cfg: cfg, log: cfg.Logger, conn: conn, exts: ext, parts: map[*pcp.Mapping]*part{}}
+	t := &Table{cfg: cfg, log: cfg.Logger, conn: conn, exts: ext, parts: map[*pcp.Mapping]*part{}, stage: new(stage)}
 	if _, err := conn.Generation(); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("firewall: %w", explain(err))
@@ -107,8 +109,8 @@ func (a aborted) abort() {
 
 // resetLocked forgets what is staged, and returns it.
 func (t *Table) resetLocked() aborted {
-	dropped := aborted(t.order)
-	t.ops, t.order = nil, nil
+	dropped := aborted(t.stage.order)
+	t.stage = new(stage)
 	t.parts = map[*pcp.Mapping]*part{}
 	t.filters, t.filtersStaged = filterSets{}, filterSets{}
 	t.kept, t.found, t.noted = nil, false, false

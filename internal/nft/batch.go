@@ -229,12 +229,48 @@ func (b *Batch) DelElems(table, set string, elems []Elem) int {
 	return b.many(unix.NFT_MSG_DELSETELEM, 0, table, set, elems)
 }
 
+// DestroyElems is DelElems for which absence is success; from Linux 6.3 on.
+func (b *Batch) DestroyElems(table, set string, elems []Elem) int {
+	return b.many(msgDestroySetElem, 0, table, set, elems)
+}
+
+// Element returns which element of the message that f is about was refused, by
+// its index in the message; -1 if the kernel did not say.
+func (b *Batch) Element(f Failure) int {
+	if f.Index < 0 || f.Index >= len(b.off) || f.Offset <= 0 {
+		return -1
+	}
+	at := b.off[f.Index]
+	length := int(binary.NativeEndian.Uint32(b.buf[at:]))
+	if at+length > len(b.buf) || length < msgHeader+nfHeader {
+		return -1
+	}
+	found := -1
+	pos := at + msgHeader + nfHeader
+	_ = attrs(b.buf[pos:at+length], func(typ uint16, list []byte) error {
+		if typ == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			// The elements are behind the headers of the list and before its end.
+			i, elem := 0, pos+4-at
+			_ = attrs(list, func(_ uint16, data []byte) error {
+				if elem == f.Offset {
+					found = i
+				}
+				i, elem = i+1, elem+align4(4+len(data))
+				return nil
+			})
+		}
+		pos += align4(4 + len(list))
+		return nil
+	})
+	return found
+}
+
 func (b *Batch) many(typ, flags uint16, table, set string, elems []Elem) int {
 	last := -1
 	for chunk := range slices.Chunk(elems, MaxElements) {
 		at, n := b.elements(typ, flags, table, set)
 		for _, e := range chunk {
-			if typ == unix.NFT_MSG_DELSETELEM {
+			if typ != unix.NFT_MSG_NEWSETELEM {
 				e = Elem{Key: e.Key}
 			}
 			b.buf = appendElem(b.buf, e)

@@ -31,6 +31,9 @@ type Failure struct {
 	Index int // of the message in its batch; -1 stands for the batch as a whole
 	Errno unix.Errno
 	Text  string // the kernel's explanation, if it gave one
+	// Offset is where in the message the attribute is that it refused; zero if
+	// it did not say.
+	Offset int
 }
 
 // CommitError lists all refusals of a transaction; nothing of it was applied.
@@ -73,7 +76,7 @@ type Conn struct {
 	seq    uint32
 	rbuf   []byte
 	torn   bool  // the last dump was interrupted by a change
-	req    Batch // for single reads
+	req    Batch // for reads
 }
 
 // Dial opens the socket in the calling process' network namespace.
@@ -104,7 +107,7 @@ func (c *Conn) open() (err error) {
 }
 
 func socket() (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return -1, err
 	}
@@ -176,10 +179,21 @@ func (c *Conn) Commit(b *Batch) error {
 	first := c.seq
 	msg, last := b.seal(first)
 	c.seq = last + 2
-	if err := unix.Sendto(c.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := c.send(msg); err != nil {
 		return fmt.Errorf("send %d nftables messages: %w", b.Len(), err)
 	}
 	return c.outcome(first, last)
+}
+
+// send hands the kernel messages. A socket that is connected to nobody sends
+// to the kernel; write and read allocate nothing, unlike sendto and recvfrom.
+func (c *Conn) send(msg []byte) error {
+	for {
+		_, err := unix.Write(c.fd, msg)
+		if err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // outcome reads replies up to the acknowledgement of message last, which the
@@ -201,7 +215,8 @@ func (c *Conn) outcome(first, last uint32) error {
 			}
 			acked = acked || seq == last
 			if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body))); errno != 0 {
-				failed = append(failed, Failure{Index: int(i) - 1, Errno: errno, Text: extAck(body)})
+				text, offset := extAck(body)
+				failed = append(failed, Failure{Index: int(i) - 1, Errno: errno, Text: text, Offset: offset})
 			}
 			return nil
 		})
@@ -220,9 +235,9 @@ func (c *Conn) outcome(first, last uint32) error {
 func (c *Conn) receive(wait bool) (int, error) {
 	deadline := time.Time{}
 	for {
-		n, _, err := unix.Recvfrom(c.fd, c.rbuf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		n, err := unix.Read(c.fd, c.rbuf)
 		switch {
-		case err == nil && n > len(c.rbuf):
+		case err == nil && n == len(c.rbuf): // what there was beyond is lost
 			c.rbuf = make([]byte, 2*n)
 			return 0, c.reopen()
 		case err == nil:
@@ -281,20 +296,24 @@ func messages(b []byte, f func(typ uint16, seq uint32, body []byte) error) error
 	return nil
 }
 
-// extAck returns the text of an extended acknowledgement. With
-// NETLINK_CAP_ACK the attributes follow the header of the failed message.
-func extAck(body []byte) (text string) {
+// extAck returns the text of an extended acknowledgement, and the offset of
+// the attribute that it is about. With NETLINK_CAP_ACK the attributes follow
+// the header of the failed message.
+func extAck(body []byte) (text string, offset int) {
 	const at = 4 + msgHeader
 	if len(body) < at {
-		return ""
+		return "", 0
 	}
 	_ = attrs(body[at:], func(typ uint16, data []byte) error {
-		if typ == unix.NLMSGERR_ATTR_MSG {
+		switch {
+		case typ == unix.NLMSGERR_ATTR_MSG:
 			text = strings.TrimRight(string(data), "\x00")
+		case typ == unix.NLMSGERR_ATTR_OFFS && len(data) == 4:
+			offset = int(binary.NativeEndian.Uint32(data))
 		}
 		return nil
 	})
-	return text
+	return text, offset
 }
 
 // errDone ends the reading of replies.
@@ -313,7 +332,7 @@ func (c *Conn) read(flags, want uint16, f func(body []byte) error) error {
 	c.seq++
 	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|flags)
 	binary.NativeEndian.PutUint32(msg[8:], seq)
-	if err := unix.Sendto(c.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := c.send(msg); err != nil {
 		return err
 	}
 	c.torn = false
