@@ -119,25 +119,25 @@ func timeoutOf(m *pcp.Mapping) time.Duration {
 }
 
 // snatElement lets the socket leave as its external endpoint.
-func (b *binding) snatElement(now time.Time) firewall.Element {
+func (b *binding) snatElement(k *keys, now time.Time) firewall.Element {
 	if !b.protocol.HasPorts() {
-		return firewall.Element{Set: mapSNATAll, Key: protocolKey(b.internal.Addr(), b.protocol),
-			Value: addrValue(b.external.Addr()), Timeout: b.timeout(now)}
+		return firewall.Element{Set: mapSNATAll, Key: k.protocol(b.internal.Addr(), b.protocol),
+			Value: k.addr(b.external.Addr()), Timeout: b.timeout(now)}
 	}
-	return firewall.Element{Set: mapSNAT, Key: endpointKey(b.internal, b.protocol),
-		Value: endpointValue(b.external), Timeout: b.timeout(now)}
+	return firewall.Element{Set: mapSNAT, Key: k.endpoint(b.internal, b.protocol),
+		Value: k.value(b.external), Timeout: b.timeout(now)}
 }
 
 // takenElement keeps ordinary flows from the external endpoint.
-func (b *binding) takenElement(now time.Time) firewall.Element {
-	return firewall.Element{Set: setTaken, Key: endpointKey(b.external, b.protocol), Timeout: b.timeout(now)}
+func (b *binding) takenElement(k *keys, now time.Time) firewall.Element {
+	return firewall.Element{Set: setTaken, Key: k.endpoint(b.external, b.protocol), Timeout: b.timeout(now)}
 }
 
-// shared are the elements that all mappings of the binding need.
-func (b *binding) shared(now time.Time) []firewall.Element {
-	list := []firewall.Element{b.snatElement(now)}
+// shared appends the elements that all mappings of the binding need.
+func (b *binding) shared(list []firewall.Element, k *keys, now time.Time) []firewall.Element {
+	list = append(list, b.snatElement(k, now))
 	if b.protocol.HasPorts() {
-		list = append(list, b.takenElement(now))
+		list = append(list, b.takenElement(k, now))
 	}
 	if b.home != nil {
 		list = append(list, *b.home)
@@ -145,19 +145,18 @@ func (b *binding) shared(now time.Time) []firewall.Element {
 	return list
 }
 
-// elements are those that one mapping of the binding needs for itself.
-func (b *binding) elements(m *pcp.Mapping) []firewall.Element {
+// elements appends those that one mapping of the binding needs for itself.
+func (b *binding) elements(list []firewall.Element, k *keys, m *pcp.Mapping) []firewall.Element {
 	timeout := timeoutOf(m)
 	switch {
 	case m.Kind == pcp.KindPeer:
-		return []firewall.Element{
-			{Set: mapPeerOut, Key: flowKey(b.internal, b.protocol, m.RemotePeer), Value: endpointValue(b.external), Timeout: timeout},
-			{Set: mapPeerIn, Key: flowKey(b.external, b.protocol, m.RemotePeer), Value: endpointValue(b.internal), Timeout: timeout},
-		}
+		return append(list,
+			firewall.Element{Set: mapPeerOut, Key: flowKey(b.internal, b.protocol, m.RemotePeer), Value: k.value(b.external), Timeout: timeout},
+			firewall.Element{Set: mapPeerIn, Key: flowKey(b.external, b.protocol, m.RemotePeer), Value: k.value(b.internal), Timeout: timeout})
 	case !b.protocol.HasPorts():
-		return []firewall.Element{{Set: mapDNATAll, Key: protocolKey(b.external.Addr(), b.protocol),
-			Value: addrValue(b.internal.Addr()), Timeout: timeout}}
+		return append(list, firewall.Element{Set: mapDNATAll, Key: k.protocol(b.external.Addr(), b.protocol),
+			Value: k.addr(b.internal.Addr()), Timeout: timeout})
 	}
-	return []firewall.Element{{Set: mapDNAT, Key: endpointKey(b.external, b.protocol),
-		Value: endpointValue(b.internal), Timeout: timeout}}
+	return append(list, firewall.Element{Set: mapDNAT, Key: k.endpoint(b.external, b.protocol),
+		Value: k.value(b.internal), Timeout: timeout})
 }

@@ -79,11 +79,14 @@ func rewritten(p pcp.Protocol) bool { return p == pcp.ProtocolTCP || p == pcp.Pr
 // unspecified one; the zero AddrPort if it suggests no port, an address that
 // is not the host's, or a port of a block that is not for it. A bad suggestion is no error.
 func (d *Device) suggestion(m *pcp.Mapping) netip.AddrPort {
+	s := m.External
+	if s.Port() == 0 {
+		return netip.AddrPort{} // as most do, and then nothing need be looked up
+	}
 	p := d.poolOf(m.Internal.Addr())
 	addr := d.home(p, m.Internal.Addr())
-	s := m.External
 	switch {
-	case s.Port() == 0 || !anyAddr(s.Addr()) && s.Addr() != addr:
+	case !anyAddr(s.Addr()) && s.Addr() != addr:
 		return netip.AddrPort{}
 	case !rewritten(m.Protocol) && s.Port() != m.Internal.Port():
 		return netip.AddrPort{}
@@ -100,6 +103,13 @@ func (d *Device) suggestion(m *pcp.Mapping) netip.AddrPort {
 func (d *Device) grantable(now time.Time, m *pcp.Mapping, external netip.AddrPort) bool {
 	if !d.alloc.grantable(now, slot{m.Protocol, external}, owner{m.Internal, m.Nonce}) {
 		return false
+	}
+	if s := (slot{m.Protocol, external}); d.trusts(now, s) {
+		if d.cfg.InUse(m.Protocol, external.Addr(), external.Port()) {
+			return false
+		}
+		d.ahead.untested = s
+		return true
 	}
 	value, _, found, err := d.table.Lookup(mapEIF, endpointKey(external, m.Protocol))
 	if err != nil || found && parseEndpoint(value) != m.Internal {

@@ -12,5 +12,6 @@ func (d *Device) Holds(now time.Time, m *pcp.Mapping) (bool, error) {
 	if b == nil || b.external != m.External {
 		return false, nil
 	}
-	return d.table.Has(append(b.elements(m), b.shared(now)...)...)
+	k := new(keys)
+	return d.table.Has(b.shared(b.elements(nil, k, m), k, now)...)
 }

@@ -24,6 +24,48 @@ func putEndpoint(k []byte, a netip.AddrPort, protocol pcp.Protocol) {
 	binary.BigEndian.PutUint16(k[8:], a.Port())
 }
 
+// keys is room for the keys and values of one mapping's elements, to be used
+// again for the next: the table keeps copies.
+type keys struct{ room []byte }
+
+// more returns n octets of zero.
+func (k *keys) more(n int) []byte {
+	at := len(k.room)
+	for range n {
+		k.room = append(k.room, 0)
+	}
+	return k.room[at : at+n : at+n]
+}
+
+func (k *keys) endpoint(a netip.AddrPort, protocol pcp.Protocol) []byte {
+	b := k.more(12)
+	putEndpoint(b, a, protocol)
+	return b
+}
+
+func (k *keys) protocol(a netip.Addr, protocol pcp.Protocol) []byte {
+	b := k.more(8)
+	ip := a.As4()
+	copy(b, ip[:])
+	b[4] = byte(protocol)
+	return b
+}
+
+func (k *keys) value(a netip.AddrPort) []byte {
+	b := k.more(8)
+	ip := a.Addr().As4()
+	copy(b, ip[:])
+	binary.BigEndian.PutUint16(b[4:], a.Port())
+	return b
+}
+
+func (k *keys) addr(a netip.Addr) []byte {
+	b := k.more(4)
+	ip := a.As4()
+	copy(b, ip[:])
+	return b
+}
+
 // flowKey is "address . protocol . port . peer address . peer port".
 func flowKey(a netip.AddrPort, protocol pcp.Protocol, peer netip.AddrPort) []byte {
 	k := make([]byte, 20)

@@ -44,6 +44,10 @@ type Device struct {
 	restUntil time.Time
 
 	restoring bool // during Restore
+	ahead     ahead
+	keys      keys               // of what is being staged
+	elems     []firewall.Element // likewise
+	idleTurns []*turn            // to be used again
 }
 
 // New returns a Device. Nothing is asked of the kernel yet.
@@ -55,7 +59,7 @@ func New(cfg Config) (*Device, error) {
 		cfg.Quarantine = DefaultQuarantine
 	}
 	if cfg.InUse == nil {
-		cfg.InUse = BindInUse
+		cfg.InUse = new(prober).inUse
 	}
 	if cfg.Services == nil {
 		cfg.Services = Listening
@@ -175,8 +179,57 @@ func (d *Device) bind(m *pcp.Mapping, external netip.AddrPort) *binding {
 	b.home = d.displaced(b)
 	d.enter(b)
 	c := d.alloc.take(b.slot())
+	c.untested = d.ahead.untested == b.slot()
+	d.ahead.untested = slot{}
 	b.fresh = &c
 	return b
+}
+
+// turn is what becomes of a mapping that was staged: what is needed to end that
+// and to undo it.
+type turn struct {
+	d                 *Device
+	now, before       time.Time
+	b                 *binding
+	made              pcp.Mapping // the caller's own is its own again after Commit
+	existed, restored bool
+	f                 func(error) // end
+}
+
+// turnOf has the table call what settles the staging of m.
+func (d *Device) turnOf(now time.Time, m *pcp.Mapping, b *binding, before time.Time, existed bool) {
+	var t *turn
+	if n := len(d.idleTurns); n > 0 {
+		t, d.idleTurns = d.idleTurns[n-1], d.idleTurns[:n-1]
+	} else {
+		t = &turn{d: d}
+		t.f = t.end
+	}
+	t.now, t.before, t.b, t.made, t.existed, t.restored = now, before, b, *m, existed, d.restoring
+	if !existed && !d.restoring && m.Kind != pcp.KindPeer && rewritten(m.Protocol) {
+		d.table.Foresee(m, setStray, portKey(m.Protocol, m.External.Port()))
+	}
+	d.table.OnDone(m, t.f)
+}
+
+// maxTurns bounds the turns that are kept to be used again.
+const maxTurns = 1024
+
+// end is called by the table.
+func (t *turn) end(err error) {
+	switch {
+	case err != nil:
+		t.d.unstage(t.now, t.b, &t.made, t.before, t.existed, err)
+	default:
+		t.b.fresh = nil
+		if !t.existed && !t.restored {
+			t.d.clear(&t.made)
+		}
+	}
+	if len(t.d.idleTurns) < maxTurns {
+		*t = turn{d: t.d, f: t.f}
+		t.d.idleTurns = append(t.d.idleTurns, t)
+	}
 }
 
 // stage stages m with the endpoint of b.
@@ -188,35 +241,31 @@ func (d *Device) stage(now time.Time, m *pcp.Mapping, b *binding, flags pcp.AddF
 	if b.fresh != nil {
 		d.claimBlock(now, m)
 	}
-	put := d.table.Put
-	if existed {
-		put = d.table.Renew
-	}
-	for _, e := range b.elements(m) {
-		put(m, e)
-	}
-	for _, e := range b.shared(now) {
-		if b.fresh != nil {
-			d.table.Put(m, e)
-		} else {
+	d.keys.room = d.keys.room[:0]
+	own := b.elements(d.elems[:0], &d.keys, m)
+	for _, e := range own {
+		if existed {
 			d.table.Renew(m, e)
+		} else {
+			d.table.Put(m, e)
+		}
+	}
+	d.elems = b.shared(own[:0], &d.keys, now)
+	for _, e := range d.elems {
+		switch {
+		case b.fresh == nil:
+			d.table.Renew(m, e)
+		case b.fresh.untested && e.Set == setTaken:
+			d.table.PutNew(m, e)
+		default:
+			d.table.Put(m, e)
 		}
 	}
 	d.table.RenewFilters(m)
 	if flags&pcp.AddLocked != 0 {
 		d.table.Lock(m)
 	}
-	made, restored := *m, d.restoring // m is the caller's again after Commit
-	d.table.OnDone(m, func(err error) {
-		if err != nil {
-			d.unstage(now, b, &made, before, existed, err)
-			return
-		}
-		b.fresh = nil
-		if !existed && !restored {
-			d.clear(&made)
-		}
-	})
+	d.turnOf(now, m, b, before, existed)
 }
 
 // unstage undoes stage after the kernel refused or the server changed its mind.
@@ -238,6 +287,9 @@ func (d *Device) unstage(now time.Time, b *binding, m *pcp.Mapping, before time.
 	}
 	d.alloc.undo(*b.fresh)
 	if errors.Is(err, pcp.ErrConflict) {
+		if b.fresh.untested {
+			d.ahead.wary = waryFor
+		}
 		// Somebody has it whom we do not know: the next try takes another.
 		d.alloc.take(b.slot())
 		d.alloc.release(now, b.slot(), owner{})
@@ -284,7 +336,9 @@ func (d *Device) DeleteMapping(now time.Time, m *pcp.Mapping, reason pcp.DeleteR
 		return nil
 	}
 	m.External = b.external
-	for _, e := range b.elements(m) {
+	d.keys.room = d.keys.room[:0]
+	d.elems = b.elements(d.elems[:0], &d.keys, m)
+	for _, e := range d.elems {
 		d.table.Drop(m, e)
 	}
 	d.table.DropFilters(m)
@@ -325,7 +379,7 @@ func (d *Device) refuseImplicit(now time.Time, m *pcp.Mapping, reason pcp.Delete
 // end stages the end of a binding: its port rests.
 func (d *Device) end(now time.Time, m *pcp.Mapping, b *binding) {
 	d.remove(b)
-	d.table.Drop(m, b.snatElement(now))
+	d.table.Drop(m, b.snatElement(&d.keys, now))
 	if b.home != nil && d.hosts[b.internal.Addr()] == 0 {
 		left := *b.home
 		left.Timeout = homeTimeout
@@ -338,7 +392,7 @@ func (d *Device) end(now time.Time, m *pcp.Mapping, b *binding) {
 	if !b.protocol.HasPorts() {
 		return
 	}
-	taken := b.takenElement(now)
+	taken := b.takenElement(&d.keys, now)
 	if !ours || d.cfg.Quarantine < 0 {
 		d.table.Drop(m, taken)
 		return

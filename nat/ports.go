@@ -84,6 +84,8 @@ type slot struct {
 type claim struct {
 	slot
 	prior hold // the quarantine that its client came back from, if any
+	// untested: nobody has asked the kernel whether an ordinary flow has it.
+	untested bool
 }
 
 // allocator decides which external ports are free. It knows explicit mappings

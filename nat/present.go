@@ -11,5 +11,6 @@ import (
 // aside. What it has beside them keeps ordinary flows off the endpoint.
 func Elements(now time.Time, m *pcp.Mapping) []firewall.Element {
 	b := &binding{socket: socketOf(m), external: m.External}
-	return append(b.elements(m), b.snatElement(now))
+	k := new(keys)
+	return append(b.elements(nil, k, m), b.snatElement(k, now))
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,33 +26,82 @@ import (
 // never in use; what cannot be found out is. It is what Config.InUse stands
 // for if nil.
 func BindInUse(protocol pcp.Protocol, addr netip.Addr, port uint16) bool {
-	kind := 0
-	switch protocol {
-	case pcp.ProtocolTCP:
-		kind = unix.SOCK_STREAM
-	case pcp.ProtocolUDP:
-		kind = unix.SOCK_DGRAM
-	}
+	kind := socketKind(protocol)
 	if kind == 0 || !addr.Is4() {
 		return false
 	}
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	fd, err := openProbe(kind)
 	if err != nil {
 		return true
 	}
 	defer unix.Close(fd)
-	if kind == unix.SOCK_STREAM {
+	used, _ := bindProbe(fd, protocol, addr, port)
+	return used
+}
+
+func socketKind(protocol pcp.Protocol) int {
+	switch protocol {
+	case pcp.ProtocolTCP:
+		return unix.SOCK_STREAM
+	case pcp.ProtocolUDP:
+		return unix.SOCK_DGRAM
+	}
+	return 0
+}
+
+func openProbe(kind int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err == nil && kind == unix.SOCK_STREAM {
 		// With it only a listening socket is in the way, not the router's
 		// own connections nor what is left of them.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}
-	err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(port), Addr: addr.As4()})
+	return fd, err
+}
+
+// bindProbe tries to bind a socket; bound tells whether that succeeded.
+func bindProbe(fd int, protocol pcp.Protocol, addr netip.Addr, port uint16) (used, bound bool) {
+	err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(port), Addr: addr.As4()})
 	if errors.Is(err, unix.EACCES) {
 		// A port below 1024, and we may not bind it whether it is free or
 		// not (no CAP_NET_BIND_SERVICE).
-		return listened(protocol, addr, port)
+		return listened(protocol, addr, port), false
 	}
-	return err != nil && !errors.Is(err, unix.EADDRNOTAVAIL)
+	return err != nil && !errors.Is(err, unix.EADDRNOTAVAIL), err == nil
+}
+
+// prober is BindInUse for one network namespace and one caller at a time. It
+// keeps its sockets as long as they are not bound: those of a pool are seldom
+// addresses of the host itself.
+type prober struct{ udp, tcp *probe }
+
+// probe is a socket that is closed with the last reference to it.
+type probe struct{ fd int }
+
+func (p *prober) inUse(protocol pcp.Protocol, addr netip.Addr, port uint16) bool {
+	kind := socketKind(protocol)
+	if kind == 0 || !addr.Is4() {
+		return false
+	}
+	keep := &p.udp
+	if kind == unix.SOCK_STREAM {
+		keep = &p.tcp
+	}
+	if *keep == nil {
+		fd, err := openProbe(kind)
+		if err != nil {
+			return true
+		}
+		*keep = &probe{fd}
+		runtime.SetFinalizer(*keep, func(s *probe) { unix.Close(s.fd) })
+	}
+	used, bound := bindProbe((*keep).fd, protocol, addr, port)
+	if bound {
+		runtime.SetFinalizer(*keep, nil)
+		unix.Close((*keep).fd)
+		*keep = nil
+	}
+	return used
 }
 
 // listened reports whether a socket of this host waits at the port.

@@ -74,6 +74,16 @@ type Recaller interface {
 	Recall(now time.Time, m *pcp.Mapping) error
 }
 
+// A Preparer can find out at once what it has to know of many new mappings.
+// Prepare comes before the AddMapping of requests that are handled together,
+// with the inbound mappings that they will make, unless something is in the
+// way; and after their Commit, with none. Kind, Protocol and Internal are set.
+// A mapping for which AddMapping trusted to luck may be refused in Commit with
+// pcp.ErrConflict: it is added once more, without Prepare.
+type Preparer interface {
+	Prepare(now time.Time, ms []pcp.Mapping)
+}
+
 // Subscriber is what a server needs to know of the sender of a request.
 type Subscriber struct {
 	// ID is what quotas are counted by; the zero Prefix stands for the

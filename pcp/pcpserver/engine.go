@@ -83,8 +83,11 @@ type Server struct {
 	outbox     outbox
 	cache      map[cacheKey]Subscriber
 	scratch    []*entry
+	alone      [1]*Context   // that RunOnce handles
+	coming     []pcp.Mapping // that the batch will make, as far as one can tell
 	changes    []Change
-	unmoved    bool // mappings are still on external addresses that are lost
+	records    []Record // that changes point to
+	unmoved    bool     // mappings are still on external addresses that are lost
 	// behind are the mappings of which the store does not have what they are
 	// now; epochBehind says the same of the epoch.
 	behind map[pcp.Key]struct{}
@@ -159,8 +162,12 @@ func (s *Server) RunOnce(now time.Time, c *Context) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.admitted, c.counted = false, false
+	s.alone[0] = c
+	s.prepare(now, s.alone[:])
 	s.begin(now, c)
 	s.flush(now)
+	s.prepare(now, nil)
+	s.alone[0] = nil
 	return len(c.Reply) > 0
 }
 
@@ -184,6 +191,7 @@ func (s *Server) Handle(now time.Time, cs []*Context) {
 // later, in their order; of a client for whom a request is put off nothing
 // overtakes that.
 func (s *Server) round(now time.Time, cs, later []*Context) []*Context {
+	s.prepare(now, cs)
 	for _, c := range cs {
 		client := c.Remote.Addr()
 		if _, behind := s.late[client]; !behind {
@@ -196,6 +204,7 @@ func (s *Server) round(now time.Time, cs, later []*Context) []*Context {
 		later = append(later, c)
 	}
 	s.flush(now)
+	s.prepare(now, nil)
 	for i, c := range s.repeats {
 		s.answerAlike(c)
 		s.repeats[i] = nil

@@ -119,6 +119,8 @@ type service struct {
 	idler    Idler
 	external Addresser
 	pooler   Pooler
+	preparer Preparer
+	prepared bool // it is to be told that the requests are handled
 }
 
 // An Addresser knows whether an address is still one of the device's external
@@ -141,6 +143,7 @@ func newService(sv Service) (*service, error) {
 	s.idler, _ = sv.Device.(Idler)
 	s.external, _ = sv.Device.(Addresser)
 	s.pooler, _ = sv.Device.(Pooler)
+	s.preparer, _ = sv.Device.(Preparer)
 	if s.Opcodes == 0 {
 		s.Opcodes = ServeAnnounce | ServeMap
 		if s.dynamic != nil {
