@@ -76,9 +76,11 @@ type Store struct {
 	db      *bolt.DB     // read-only, or nil, while the store waits
 	waiting atomic.Bool  // for a file that can be written
 
-	mu       sync.Mutex // guards what a Relaxed store has not written yet
-	pending  map[string][]byte
-	flushing map[string][]byte // what is being written
+	mu       sync.Mutex    // guards what a Relaxed store has not written yet
+	pending  []byte        // as appendChange writes it
+	flushing []byte        // what is being written
+	spare    []byte        // to be pending after the next flush
+	full     chan struct{} // pending should be written soon
 	failed   error
 	last     atomic.Pointer[error] // of the last write; nil if it succeeded
 	stop     chan struct{}
@@ -128,8 +130,7 @@ func open(path string, level Level) (*Store, Snapshot, error) {
 	}
 	s.found.records = nil
 	if level == Relaxed {
-		s.pending = make(map[string][]byte)
-		s.stop, s.done = make(chan struct{}), make(chan struct{})
+		s.stop, s.done, s.full = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 		go s.flusher()
 	}
 	return s, snap, nil
@@ -315,16 +316,21 @@ func (s *Store) gather(changes []pcpserver.Change) error {
 		return s.failed
 	}
 	for _, ch := range changes {
-		k, v := encode(ch)
-		s.pending[string(k)] = v
+		s.pending = appendChange(s.pending, ch)
+	}
+	if len(s.pending) > maxPending {
+		select {
+		case s.full <- struct{}{}:
+		default:
+		}
 	}
 	return nil
 }
 
 // gathered returns what is to be written of a key, and whether anything is.
 func (s *Store) gathered(k []byte) (value []byte, is bool) {
-	if value, is = s.pending[string(k)]; !is {
-		value, is = s.flushing[string(k)]
+	if value, is = lastChange(s.pending, k); !is {
+		value, is = lastChange(s.flushing, k)
 	}
 	return value, is
 }
@@ -405,6 +411,8 @@ func (s *Store) flusher() {
 			return
 		case <-t.C:
 			_ = s.Flush() // the next Commit reports it
+		case <-s.full:
+			_ = s.Flush()
 		}
 	}
 }
@@ -416,14 +424,15 @@ func (s *Store) Flush() error {
 	defer s.writing.Unlock()
 	s.mu.Lock()
 	todo := s.pending
-	s.pending, s.flushing = make(map[string][]byte), todo
-	s.mu.Unlock()
 	if len(todo) == 0 {
+		s.mu.Unlock()
 		return nil
 	}
+	s.pending, s.flushing, s.spare = s.spare[:0], todo, nil
+	s.mu.Unlock()
 	err := s.write(func(put func(k, v []byte) error) error {
-		for k, v := range todo {
-			if err := put([]byte(k), v); err != nil {
+		for _, p := range lastChanges(todo) {
+			if err := put(p.k, p.v); err != nil {
 				return err
 			}
 		}
@@ -433,10 +442,10 @@ func (s *Store) Flush() error {
 	defer s.mu.Unlock()
 	s.failed, s.flushing = err, nil
 	if err != nil {
-		for k, v := range s.pending {
-			todo[k] = v
-		}
-		s.pending = todo
+		todo, s.pending = s.pending, append(todo, s.pending...)
+	}
+	if cap(todo) <= 2*maxPending {
+		s.spare = todo[:0]
 	}
 	return err
 }

@@ -61,15 +61,19 @@ func (s *Server) persist(now time.Time, batch []*Context) {
 	if s.cfg.Store == nil {
 		return
 	}
+	if len(s.records) < len(batch) {
+		s.records = make([]Record, max(len(batch), batchSize))
+	}
 	for {
 		changes := s.changes[:0]
-		for _, c := range batch {
+		for i, c := range batch {
 			if c.err != nil {
 				continue
 			}
 			ch := Change{Key: c.m.Key()}
 			if c.op != opDelete {
-				ch.Record = c.record(now)
+				ch.Record = &s.records[i]
+				c.record(now, ch.Record)
 			}
 			changes = append(changes, ch)
 		}
@@ -79,6 +83,7 @@ func (s *Server) persist(now time.Time, batch []*Context) {
 		}
 		err := s.commitStore(changes)
 		clear(changes)
+		clear(s.records[:len(batch)])
 		if err == nil {
 			return
 		}
@@ -116,9 +121,9 @@ func (s *Server) commitStore(changes []Change) error {
 	return err
 }
 
-// record is what the entry of c will be once applied.
-func (c *Context) record(now time.Time) *Record {
-	r := &Record{
+// record makes r what the entry of c will be once applied.
+func (c *Context) record(now time.Time, r *Record) {
+	*r = Record{
 		Mapping: c.m, Type: c.e.svc.Type, Expires: now.Add(c.m.Lifetime), Subscriber: c.e.sub.id,
 		Client: c.Remote, Local: c.Local, IfIndex: c.IfIndex, Tag: c.Tag,
 		ThirdParty: c.thirdParty, PreferFailure: c.preferFailure, AnyAddress: c.preferFailure && !c.namesAddress(),
@@ -126,7 +131,6 @@ func (c *Context) record(now time.Time) *Record {
 	if c.m.Kind == pcp.KindMap {
 		r.Mapping.Filters = c.all
 	}
-	return r
 }
 
 // undo takes back what the device committed for a batch that could not be
