@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"time"
 
@@ -86,9 +87,27 @@ func (r *reviewer) run(ctx context.Context, due bool) {
 // start allocates stays, so looking for garbage in it early is wasted.
 const startGC = 400
 
+// serveGC is the setting after that: of a million mappings nearly all memory
+// stays, and a request leaves little to be collected, so collecting twice as
+// often as by default costs next to nothing and saves a quarter of the memory.
+const serveGC = 50
+
+// collectLess defers collections until the returned function is called, which
+// makes them as frequent as they are to be from then on. What the environment
+// says of GOGC is left in force.
+func collectLess() (serve func()) {
+	before := debug.SetGCPercent(startGC)
+	return func() {
+		if os.Getenv("GOGC") == "" {
+			before = serveGC
+		}
+		debug.SetGCPercent(before)
+	}
+}
+
 // restore puts back what there was, before the first request is answered.
 func (d *daemon) restore(st *state, now time.Time) {
-	defer debug.SetGCPercent(debug.SetGCPercent(startGC))
+	defer collectLess()()
 	records := st.snapshot.Records
 	st.snapshot.Records = nil
 	var restored, lost int
