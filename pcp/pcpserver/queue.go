@@ -8,8 +8,10 @@ import (
 
 const (
 	// maxWaiting bounds the requests that wait in Serve, of all clients
-	// together.
-	maxWaiting = 4096
+	// together: those of a storm after a restart may wait for most of a second,
+	// since the clients of those that are dropped ask again after three (RFC
+	// 6887, Section 8.1.1). At their longest they take 20 MB.
+	maxWaiting = 16384
 	// batchSize bounds how many requests share one transaction.
 	batchSize = 256
 )
