@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -190,7 +191,7 @@ func (m *model) breakdown(*rapid.T) { m.store.fails = !m.store.fails }
 
 // evict removes a mapping for an administrator.
 func (m *model) evict(*rapid.T) {
-	keys := slices.SortedFunc(maps.Keys(m.told), func(a, b pcp.Key) int { return a.Internal.Compare(b.Internal) })
+	keys := slices.SortedFunc(maps.Keys(m.told), func(a, b pcp.Key) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	if len(keys) == 0 {
 		return
 	}
@@ -207,6 +208,7 @@ func (m *model) renumber(*rapid.T) {
 	m.pool = rapid.SampledFrom(modelPools).Draw(m.r, "pool")
 	m.device.SetExternal(m.pool...)
 	m.server.Readdress(m.now, nil)
+	m.tick() // what ended in this second has ended
 }
 
 // restart ends the server, in order or not, and starts another. The store
