@@ -84,6 +84,17 @@
 // between AddMapping with [pcp.AddLocked] and Filter with [pcp.FilterUnlock] is
 // ever in force.
 //
+// # Servers that share a store
+//
+// One Store may be behind several servers, each with its own devices. What the
+// others commit comes by [Watcher] and [Server.Follow]: the mapping is made, or
+// ends, in this server's device, too. A Commit of what another server has
+// changed in the meantime is a [StaleError]: only the requests it is about fail,
+// as transiently as NO_RESOURCES is, and the client's next one meets what the
+// other made. The engine keeps no revisions; a shared Store knows what it has
+// told which server. The epoch is not shared: servers that answer at one address
+// need a Store that gives them one.
+//
 // # Units and families
 //
 // Lifetimes are [time.Duration], granted in whole seconds. Addresses are
