@@ -39,6 +39,7 @@ type daemon struct {
 	flows   *flowWatch
 	watch   *natWatch
 	control *control.Server
+	sender  *sender
 
 	// live is the configuration in force after a reload, nil before.
 	live      atomic.Pointer[config]
@@ -87,6 +88,7 @@ func runDaemon(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	d.sender = &sender{d, conns}
 	if err := d.start(); err != nil {
 		return err
 	}
@@ -187,6 +189,7 @@ func (d *daemon) serverConfig(st *state) pcpserver.Config {
 		Authorizer:    d,
 		Directory:     d,
 		Committer:     d.path.table,
+		Sender:        d.sender,
 		OnEvent:       d.event,
 		OnQuota:       func(t pcpserver.Type, internal netip.Addr) { d.watch.quota(t, internal, d.cfg.quota) },
 		Logger:        d.log,
